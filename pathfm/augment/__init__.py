@@ -1,0 +1,1 @@
+"""Crops, colours and masks: parameters are drawn from keyed streams, then applied."""

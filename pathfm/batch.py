@@ -1,0 +1,78 @@
+"""The tensors that travel between rooms, with their legend.
+
+B samples of this rank's batch   G global crops per sample   V local crops per sample   L patches of a global crop
+M masked patches of the batch. Crops are view-major: crop v of sample b is row v * B + b.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A sample that could not be decoded and was replaced by a neighbour."""
+
+    position: int
+    sample: int
+    file: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One rank's share of a global batch. Crops are uint8 as they leave the loader, float after `normalised`."""
+
+    global_crops: UInt8[Tensor, "GB 3 H W"] | Float[Tensor, "GB 3 H W"]
+    local_crops: UInt8[Tensor, "VB 3 h w"] | Float[Tensor, "VB 3 h w"]
+    masks: Bool[Tensor, "GB L"]
+    mask_indices: Int[Tensor, " M"]  # flat positions of the masked patches in masks
+    mask_weights: Float[Tensor, " M"]  # 1 / (number of masked patches of the same crop)
+    positions: Int[Tensor, " B"]  # global positions in the sample order
+    samples: Int[Tensor, " B"]  # rows of the data set that were read
+    skipped: tuple[Skipped, ...] = ()
+
+    @property
+    def num_samples(self) -> int:
+        return len(self.positions)
+
+    @property
+    def num_global_crops(self) -> int:
+        """G, global crops per sample."""
+        return len(self.global_crops) // self.num_samples
+
+    @property
+    def num_local_crops(self) -> int:
+        """V, local crops per sample."""
+        return len(self.local_crops) // self.num_samples
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on a device (copies from pinned memory do not block)."""
+        tensors = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, **tensors)
+
+    def pin_memory(self) -> "Batch":
+        """Page-locked copies; called by torch's loader when it pins."""
+        tensors = {k: v.pin_memory() for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, **tensors)
+
+    def normalised(self, dtype: torch.dtype = torch.float32) -> "Batch":
+        """Crops as float, ImageNet mean and standard deviation; float crops pass unchanged but for the dtype."""
+        return replace(
+            self,
+            global_crops=_normalise(self.global_crops, dtype),
+            local_crops=_normalise(self.local_crops, dtype),
+        )
+
+
+def _normalise(crops: Tensor, dtype: torch.dtype) -> Tensor:
+    if crops.dtype != torch.uint8:
+        return crops.to(dtype)
+    mean = crops.new_tensor(IMAGENET_MEAN, dtype=torch.float32).mul_(255).view(1, 3, 1, 1)
+    std = crops.new_tensor(IMAGENET_STD, dtype=torch.float32).mul_(255).view(1, 3, 1, 1)
+    return ((crops.float() - mean) / std).to(dtype)

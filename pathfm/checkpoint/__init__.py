@@ -1,0 +1,1 @@
+"""Checkpoints that exist completely or not at all."""

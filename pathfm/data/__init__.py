@@ -1,0 +1,1 @@
+"""The tar + npy data layer: index, data sets, sample order, decoding, loader."""

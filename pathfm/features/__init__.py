@@ -1,0 +1,1 @@
+"""A frozen backbone's features of a data set."""

@@ -1,0 +1,1 @@
+"""A run's directory, its lock, its provenance and why it ended."""

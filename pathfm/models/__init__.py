@@ -1,0 +1,1 @@
+"""Vision transformers and projection heads, with the official weight names."""

@@ -1,0 +1,1 @@
+"""Self-supervised methods: targets, losses, the student-teacher pair, parameter groups."""
