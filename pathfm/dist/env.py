@@ -1,0 +1,31 @@
+"""Which rank this process is: told by torch.distributed.run, by Slurm, or alone."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among all processes of the run."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_first(self) -> bool:
+        """Rank 0 writes files and speaks; it never computes alone what others wait for."""
+        return self.rank == 0
+
+
+def ranks_from_environment(environment: Mapping[str, str] = os.environ) -> Ranks:
+    """torchrun's variables win over Slurm's, because torchrun may itself have been started by srun."""
+    if "RANK" in environment and "WORLD_SIZE" in environment:
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    elif "SLURM_STEP_ID" in environment and environment.get("SLURM_STEP_ID", "").isdigit():
+        names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
+    else:
+        return Ranks()
+    rank, world_size, local_rank = (int(environment.get(name, "0")) for name in names)
+    return Ranks(rank, max(world_size, 1), local_rank)

@@ -1,0 +1,36 @@
+"""The process group of a run, for as long as it lasts."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from pathfm.dist.env import Ranks
+from pathfm.errors import UserError
+
+
+def device_of(ranks: Ranks, requested: str) -> torch.device:
+    """`auto`, `cpu` or `cuda`. Several ranks of a node take its GPUs in turn. Raises `UserError` without a GPU."""
+    if requested == "cpu" or (requested == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise UserError("train.device is cuda, but torch sees no GPU here; use train.device=auto or cpu")
+    device = torch.device("cuda", ranks.local_rank % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
+
+
+@contextmanager
+def process_group(ranks: Ranks, device: torch.device) -> Iterator[None]:
+    """NCCL for GPU tensors beside gloo for CPU tensors; nothing at all when this process is alone."""
+    if ranks.world_size == 1:
+        yield
+        return
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(minutes=10))
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,178 @@
+"""The whole run as one frozen tree: what to train. The same on every machine; reads the ancestors' YAML too."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import model_validator
+
+from pathfm.augment.config import AugmentConfig, CropsConfig
+from pathfm.checkpoint.config import CheckpointConfig
+from pathfm.config import Layer, Section, build, differences, overrides_layer, read_layer
+from pathfm.data.config import DataConfig
+from pathfm.errors import UserError
+from pathfm.models.config import StudentConfig
+from pathfm.ssl.config import DinoConfig, IbotConfig, TeacherConfig
+from pathfm.track.config import WandbConfig
+from pathfm.training.config import OptimConfig, TrainConfig
+
+# Groups and keys that may differ when a run is continued: they change how fast it goes and what is reported.
+SPEED_ONLY = (
+    "train.num_workers",
+    "train.device",
+    "train.log_every_steps",
+    "train.output_dir",
+    "student.attention",
+    "checkpoint.",
+    "wandb.",
+)
+
+
+class Recipe(Section):
+    """Every group of settings. The defaults are those of the DINOv2 family."""
+
+    method: Literal["dinov2"] = "dinov2"
+    train: TrainConfig = TrainConfig()
+    student: StudentConfig = StudentConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    dino: DinoConfig = DinoConfig()
+    ibot: IbotConfig = IbotConfig()
+    optim: OptimConfig = OptimConfig()
+    crops: CropsConfig = CropsConfig()
+    augment: AugmentConfig = AugmentConfig()
+    data: DataConfig = DataConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    wandb: WandbConfig = WandbConfig()
+
+    @model_validator(mode="after")
+    def _crops_are_whole_patches(self) -> "Recipe":
+        patch = self.student.patch_size
+        for name in ("global_crops_size", "local_crops_size"):
+            if (size := getattr(self.crops, name)) % patch:
+                below = size // patch * patch
+                raise ValueError(
+                    f"crops.{name} is {size} px, not a whole number of student.patch_size {patch} px patches; "
+                    f"the nearest sizes are {below} and {below + patch}"
+                )
+        return self
+
+
+@dataclass(frozen=True)
+class ReadRecipe:
+    """A recipe and what was translated on the way to it."""
+
+    recipe: Recipe
+    notes: tuple[str, ...]
+
+
+def read_recipe(path: Path | None, overrides: Sequence[str] = ()) -> ReadRecipe:
+    """Defaults < the file < the overrides. Raises `UserError`, one line, for whatever is wrong."""
+    layers = [*([read_layer(path)] if path else []), overrides_layer(overrides)]
+    notes: list[str] = []
+    epochs = _epochs(layers)
+    layers = [_translate(layer, epochs, notes) for layer in layers]
+    return ReadRecipe(build(Recipe, layers), tuple(notes))
+
+
+def find_config(name: str, directory: Path) -> Path:
+    """`name` is a path, or the stem of a YAML in `directory`. Raises `UserError` with what there is."""
+    if name.endswith((".yaml", ".yml")) or "/" in name:
+        if not Path(name).is_file():
+            raise UserError(f"there is no recipe {name}")
+        return Path(name)
+    if (path := directory / f"{name}.yaml").is_file():
+        return path
+    known = ", ".join(sorted(file.stem for file in directory.glob("*.yaml"))) or "none"
+    raise UserError(f"there is no recipe '{name}' in {directory}; there are: {known}")
+
+
+def changes_of_identity(old: Recipe, new: Recipe) -> list[str]:
+    """What differs between a run's recipe and the one it is continued with, apart from speed and reporting."""
+    return [
+        f"{key}: {before} -> {after}"
+        for key, before, after in differences(old.model_dump(mode="json"), new.model_dump(mode="json"))
+        if not key.startswith(SPEED_ONLY)
+    ]
+
+
+# ---- the ancestors' keys. A rule takes (value, epochs) and gives (new key, new value), or a reason why the key goes.
+
+_Rule = Callable[[Any, float], tuple[str, Any] | str]
+
+
+def _same_meaning(key: str) -> _Rule:
+    return lambda value, epochs: (key, value)
+
+
+def _epochs_to_fraction(key: str) -> _Rule:
+    return lambda value, epochs: (key, value / epochs)
+
+
+def _no_effect(reason: str, harmless: Callable[[Any], bool] = lambda value: True) -> _Rule:
+    def rule(value: Any, epochs: float) -> tuple[str, Any] | str:
+        if not harmless(value):
+            raise UserError(reason)
+        return reason
+
+    return rule
+
+
+def _is_empty(value: Any) -> bool:
+    return value in (None, "", 0, [], {})
+
+
+def _no_tuning_data(tune: Any) -> bool:
+    return not isinstance(tune, dict) or all(_is_empty(tune.get(f"{s}_dataset_path")) for s in ("query", "test"))
+
+
+_RULES: dict[str, _Rule] = {
+    "train.save_frequency": _same_meaning("checkpoint.every_epochs"),
+    "train.OFFICIAL_EPOCH_LENGTH": _same_meaning("train.epoch_length"),
+    "optim.warmup_epochs": _epochs_to_fraction("optim.warmup_pct"),
+    "optim.freeze_last_layer_epochs": _epochs_to_fraction("optim.freeze_last_layer_pct"),
+    "teacher.warmup_teacher_temp_epochs": _epochs_to_fraction("teacher.warmup_teacher_temp_pct"),
+    "optim.lr": _no_effect("it was always computed from optim.base_lr and the batch", _is_empty),
+    "train.cache_dataset": _no_effect("tiles are read through the operating system's cache"),
+    "train.saveckp_freq": _no_effect("no code ever read it; see checkpoint.every_epochs"),
+    "compute_precision": _no_effect("precision is train.precision: bf16 or fp32"),
+    "MODEL": _no_effect("MODEL.WEIGHTS is not read when training starts from nothing", lambda v: _is_empty(v) or
+                        (isinstance(v, dict) and all(map(_is_empty, v.values())))),
+    "student.pretrained_weights": _no_effect(
+        "student.pretrained_weights: this version starts from random weights only; set it to ''", _is_empty
+    ),
+    "wandb.dir": _no_effect("W&B files lie in the run directory"),
+    "tune": _no_effect(
+        "tune.*: this version does not tune while it trains; remove the data set paths under 'tune'", _no_tuning_data
+    ),
+}  # fmt: skip
+
+
+def _translate(layer: Layer, epochs: float, notes: list[str]) -> Layer:
+    """The layer with old keys renamed or dropped; each gets one note."""
+    tree = {group: dict(keys) if isinstance(keys, dict) else keys for group, keys in layer.tree.items()}
+    for old, rule in _RULES.items():
+        group, _, key = old.partition(".")
+        holder = tree.get(group) if key else tree
+        name = key or group
+        if not isinstance(holder, dict) or name not in holder:
+            continue
+        result = rule(holder.pop(name), epochs)
+        if isinstance(result, str):
+            notes.append(f"{layer.source}: {old} is passed over: {result}")
+            continue
+        new_group, _, new_key = result[0].partition(".")
+        if new_key in tree.setdefault(new_group, {}):
+            raise UserError(f"{layer.source}: {old} is the old name of {result[0]}; give one of them")
+        tree[new_group][new_key] = result[1]
+        notes.append(f"{layer.source}: {old} is read as {result[0]}={result[1]}")
+    return Layer(layer.source, tree)
+
+
+def _epochs(layers: Sequence[Layer]) -> float:
+    """The number of epochs that the layers ask for; what cannot be read is left to the validation."""
+    for layer in reversed(layers):
+        optim = layer.tree.get("optim")
+        if isinstance(optim, dict) and isinstance(epochs := optim.get("epochs"), int | float) and epochs > 0:
+            return epochs
+    return OptimConfig().epochs

@@ -1,0 +1,18 @@
+"""Settings of what is reported where: recipe group `wandb`."""
+
+from typing import Literal
+
+from pathfm.config import Section
+
+
+class WandbConfig(Section):
+    """Weights & Biases. `WANDB_MODE` in the environment wins over `enable` and `mode`."""
+
+    enable: bool = False
+    mode: Literal["online", "offline"] = "online"
+    project: str = "pathfm"
+    username: str | None = None  # the entity: a person or a team
+    exp_name: str | None = None  # None: the run's name
+    group: str | None = None
+    tags: tuple[str, ...] = ()
+    resume_id: str | None = None  # None: made from the run's name and kept in the run

@@ -1,0 +1,46 @@
+"""Settings of the trainer: recipe groups `train` and `optim` (names and defaults of DINOv2 and its pathology descendant)."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pathfm.config import Section
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class TrainConfig(Section):
+    """What is trained on, in which batches, from which seed."""
+
+    dataset_path: str = ""  # a data set string, e.g. Pathology:root=/data:subset=train
+    output_dir: str = ""  # the run directory; empty: runs/NAME
+    batch_size_per_gpu: int = Field(64, ge=1)  # DINOv2 ssl_default_config
+    global_batch_size: int | None = Field(None, ge=1)  # None: batch_size_per_gpu x ranks, fixed at the first start
+    epoch_length: int | None = Field(None, ge=1)  # steps; None: samples // global batch
+    seed: int = Field(0, ge=0)
+    centering: Literal["centering", "sinkhorn_knopp"] = "centering"
+    precision: Literal["fp32", "bf16"] = "bf16"  # of the forward and backward pass; weights and losses stay fp32
+    # below: speed and reporting only
+    num_workers: int = Field(8, ge=0)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    log_every_steps: int = Field(10, ge=1)
+
+
+class OptimConfig(Section):
+    """AdamW and its schedules. Keys that end in _pct are fractions: 0.1 is 10 % of all steps."""
+
+    epochs: float = Field(100, gt=0)
+    total_steps: int | None = Field(None, ge=1)  # None: epochs x epoch length
+    base_lr: float = Field(4e-3, gt=0)  # for the batch size of the scaling rule
+    scaling_rule: Literal["sqrt_wrt_1024", "linear_wrt_256"] = "sqrt_wrt_1024"
+    min_lr: float = Field(1e-6, ge=0)
+    warmup_pct: Fraction = 0.1
+    weight_decay: float = Field(0.04, ge=0)
+    weight_decay_end: float = Field(0.4, ge=0)
+    clip_grad: float = Field(3.0, ge=0)  # of each part (backbone, heads) by itself; 0: no clipping
+    freeze_last_layer_pct: Fraction = 0.01
+    patch_embed_lr_mult: float = Field(0.2, ge=0)
+    layerwise_decay: float = Field(0.9, gt=0, le=1)
+    adamw_beta1: float = Field(0.9, ge=0, lt=1)
+    adamw_beta2: float = Field(0.999, ge=0, lt=1)
+    max_skipped_steps: int = Field(5, ge=1)  # steps in a row without a finite loss and gradient before the run stops

@@ -1,0 +1,63 @@
+"""From a recipe to steps: batch sizes, epoch length, total steps and every schedule. No torch: login nodes plan too."""
+
+import math
+from dataclasses import dataclass
+
+from pathfm.errors import UserError
+from pathfm.schedule import CosineSchedule, StepSchedules
+from pathfm.ssl.config import TeacherConfig
+from pathfm.training.config import OptimConfig, TrainConfig
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """All that follows from the recipe, the number of samples and the number of ranks."""
+
+    global_batch_size: int
+    epoch_length: int  # steps
+    total_steps: int
+    peak_lr: float
+    schedules: StepSchedules
+
+
+def global_batch_size(train: TrainConfig, world_size: int) -> int:
+    return train.global_batch_size or train.batch_size_per_gpu * world_size
+
+
+def plan_training(
+    train: TrainConfig, optim: OptimConfig, teacher: TeacherConfig, world_size: int, num_samples: int | None
+) -> TrainingPlan:
+    """Raises `UserError` when the batch is larger than the data set or neither gives the epoch length."""
+    batch = global_batch_size(train, world_size)
+    if num_samples is not None and batch > num_samples:
+        raise UserError(
+            f"the global batch of {batch} is larger than the data set of {num_samples} samples; "
+            f"set train.batch_size_per_gpu to {max(1, num_samples // world_size)} or less"
+        )
+    epoch_length = train.epoch_length or (num_samples // batch if num_samples else None)
+    if epoch_length is None:
+        raise UserError("the length of an epoch is unknown: name a data set (train.dataset_path) or train.epoch_length")
+    total_steps = optim.total_steps or max(1, round(optim.epochs * epoch_length))
+    peak_lr = optim.base_lr * _batch_factor(optim.scaling_rule, batch)
+    return TrainingPlan(batch, epoch_length, total_steps, peak_lr, _schedules(optim, teacher, peak_lr, total_steps))
+
+
+def _batch_factor(rule: str, batch: int) -> float:
+    return math.sqrt(batch / 1024) if rule == "sqrt_wrt_1024" else batch / 256
+
+
+def _schedules(optim: OptimConfig, teacher: TeacherConfig, peak_lr: float, total_steps: int) -> StepSchedules:
+    def steps(fraction: float) -> int:
+        return int(fraction * total_steps)
+
+    temp_steps = steps(teacher.warmup_teacher_temp_pct)
+    return StepSchedules(
+        lr=CosineSchedule(peak_lr, optim.min_lr, total_steps, steps(optim.warmup_pct)),
+        weight_decay=CosineSchedule(optim.weight_decay, optim.weight_decay_end, total_steps),
+        momentum=CosineSchedule(teacher.momentum_teacher, teacher.final_momentum_teacher, total_steps),
+        # A warm-up that fills its whole schedule, then the final value, as DINOv2 builds it.
+        teacher_temp=CosineSchedule(
+            teacher.teacher_temp, teacher.teacher_temp, temp_steps, temp_steps, teacher.warmup_teacher_temp
+        ),
+        last_layer_frozen_steps=steps(optim.freeze_last_layer_pct),
+    )
