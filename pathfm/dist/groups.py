@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 
 from pathfm.dist.env import Ranks
+from pathfm.dist.rendezvous import rendezvous_url
 from pathfm.errors import UserError
 
 
@@ -29,7 +30,13 @@ def process_group(ranks: Ranks, device: torch.device) -> Iterator[None]:
         yield
         return
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(minutes=10))
+    dist.init_process_group(
+        backend,
+        init_method=rendezvous_url(ranks),
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        timeout=timedelta(minutes=10),
+    )
     try:
         yield
     finally:

@@ -1,0 +1,144 @@
+"""A run is a name with a directory: its files, its lock, where it came from and why it last ended.
+
+Nothing about a run depends on the clock, the job id or the world size, and nothing deletes a run.
+"""
+
+import fcntl
+import json
+import os
+import platform
+import shlex
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from pathfm.errors import UserError
+from pathfm.files import write_json
+
+EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: a checkpoint is written, start the same command again to go on
+
+_PACKAGES = ("pathfm", "torch", "numpy", "pillow", "opencv-python-headless", "xformers", "submitit", "wandb")
+
+
+@dataclass(frozen=True)
+class Run:
+    """The paths of a run."""
+
+    directory: Path
+
+    @property
+    def name(self) -> str:
+        return self.directory.resolve().name
+
+    @property
+    def recipe(self) -> Path:
+        return self.directory / "recipe.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.directory / "metrics.jsonl"
+
+    @property
+    def quarantine(self) -> Path:
+        return self.directory / "quarantine.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.directory / "checkpoints"
+
+    @property
+    def exports(self) -> Path:
+        return self.directory / "exports"
+
+    @property
+    def previews(self) -> Path:
+        return self.directory / "previews"
+
+    @property
+    def accidents(self) -> Path:
+        return self.directory / "accidents"
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Hold the run for this process alone. Raises `UserError` when another process of this file system has it."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with (self.directory / ".lock").open("a+") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                lock.seek(0)
+                raise UserError(f"run {self.name} is being written by {lock.read().strip() or 'another process'}; "
+                                f"wait for it, end it, or choose another run name") from None  # fmt: skip
+            lock.truncate(0)
+            lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+            lock.flush()
+            yield
+
+    def how_it_ended(self) -> dict[str, Any] | None:
+        """What `write_exit` wrote last, or None."""
+        try:
+            ended = json.loads((self.directory / "exit.json").read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError):
+            return None
+        return ended if isinstance(ended, dict) else None
+
+    def write_exit(self, verdict: str, step: int, reason: str = "") -> None:
+        """Why this segment ended: verdict `done`, `interrupted` or `failed`; read by whoever started the job."""
+        write_json(
+            self.directory / "exit.json",
+            {
+                "verdict": verdict,
+                "step": step,
+                "reason": reason,
+                "job": os.environ.get("SLURM_JOB_ID"),
+                "restart": int(os.environ.get("SLURM_RESTART_COUNT", "0")),
+            },
+        )
+
+    def add_provenance(self, facts: dict[str, Any]) -> None:
+        """Append this segment (code, versions, host, command, and `facts`) to provenance.json."""
+        path = self.directory / "provenance.json"
+        segments = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+        write_json(path, [*segments, {**_where_and_what(), **facts}])
+
+
+def _where_and_what() -> dict[str, Any]:
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join([sys.executable, *sys.argv]),
+        "host": socket.gethostname(),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in _PACKAGES},
+        **_commit_and_diff(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit_and_diff() -> dict[str, str | None]:
+    """Of the checkout that this code runs from; None where it is not a checkout."""
+    checkout = Path(__file__).resolve().parents[2]
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", *arguments], cwd=checkout, capture_output=True, text=True, timeout=20)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout if done.returncode == 0 else None
+
+    if not (checkout / ".git").exists():
+        return {"commit": None, "diff": None}
+    commit = git("rev-parse", "HEAD")
+    return {"commit": commit.strip() if commit else None, "diff": git("diff", "HEAD", "--", "pathfm", "configs")}
