@@ -65,12 +65,13 @@ class Batch:
         """Crops as float, ImageNet mean and standard deviation; float crops pass unchanged but for the dtype."""
         return replace(
             self,
-            global_crops=_normalise(self.global_crops, dtype),
-            local_crops=_normalise(self.local_crops, dtype),
+            global_crops=normalise_crops(self.global_crops, dtype),
+            local_crops=normalise_crops(self.local_crops, dtype),
         )
 
 
-def _normalise(crops: Tensor, dtype: torch.dtype) -> Tensor:
+def normalise_crops(crops: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """uint8 [N, 3, H, W] -> float with ImageNet mean and standard deviation; float crops only change dtype."""
     if crops.dtype != torch.uint8:
         return crops.to(dtype)
     mean = crops.new_tensor(IMAGENET_MEAN, dtype=torch.float32).mul_(255).view(1, 3, 1, 1)

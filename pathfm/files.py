@@ -46,7 +46,7 @@ def directory_written_aside(path: Path) -> Iterator[Path]:
 
 def remove_leftovers(directory: Path) -> int:
     """Delete what dead writers left aside in `directory` (the caller holds the directory's lock). Returns how many."""
-    leftovers = [entry for entry in directory.glob(f".*{_ASIDE}")] if directory.is_dir() else []
+    leftovers = list(directory.glob(f".*{_ASIDE}")) if directory.is_dir() else []
     for entry in leftovers:
         shutil.rmtree(entry) if entry.is_dir() else entry.unlink(missing_ok=True)
     return len(leftovers)

@@ -3,11 +3,12 @@
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 Item = TypeVar("Item")
 _SECONDS_BETWEEN_LINES = 10.0
+_SECONDS_BETWEEN_REDRAWS = 0.1
 
 
 def get_logger(name: str) -> logging.Logger:
@@ -31,28 +32,51 @@ def start_logging(*, speak: bool = True, file: str | None = None) -> None:
         root.addHandler(handler)
 
 
-def progress(items: Iterable[Item], description: str, total: int | None = None, unit: str = "items") -> Iterator[Item]:
-    """Pass `items` on while showing how far we are: a bar on a terminal, otherwise one line every 10 s."""
+def progress(
+    items: Iterable[Item],
+    description: str,
+    total: float | None = None,
+    unit: str = "items",
+    done: Callable[[Item], float] | None = None,
+) -> Iterator[Item]:
+    """Pass `items` on while showing how far we are: a bar on a terminal, otherwise one line every 10 s.
+
+    `done(item)` says how much of `total` is behind us after an item (megabytes of a file, say); without it items count.
+    """
     if total is None and hasattr(items, "__len__"):
         total = len(items)
+    counted = ((done(item) if done else count, item) for count, item in enumerate(items, start=1))
     if sys.stderr.isatty():
-        yield from _as_bar(items, description, total)
+        yield from _as_bar(counted, description, total)
     else:
-        yield from _as_lines(items, description, total, unit)
+        yield from _as_lines(counted, description, total, unit)
 
 
-def _as_bar(items: Iterable[Item], description: str, total: int | None) -> Iterator[Item]:
+def _as_bar(counted: Iterable[tuple[float, Item]], description: str, total: float | None) -> Iterator[Item]:
     from rich.console import Console
-    from rich.progress import track
+    from rich.progress import Progress
 
-    yield from track(items, description=description, total=total, console=Console(stderr=True), transient=True)
+    drawn = time.monotonic()
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(description, total=total)
+        for done, item in counted:
+            yield item
+            if (now := time.monotonic()) - drawn >= _SECONDS_BETWEEN_REDRAWS:  # an update costs more than many an item
+                drawn = now
+                bar.update(task, completed=done)
 
 
-def _as_lines(items: Iterable[Item], description: str, total: int | None, unit: str) -> Iterator[Item]:
+def _as_lines(
+    counted: Iterable[tuple[float, Item]], description: str, total: float | None, unit: str
+) -> Iterator[Item]:
     started = last = time.monotonic()
-    for count, item in enumerate(items, start=1):
+    for done, item in counted:
         yield item
         if (now := time.monotonic()) - last >= _SECONDS_BETWEEN_LINES:
             last = now
-            of_total = f" of {total:,}" if total else ""
-            print(f"{description}: {count:,}{of_total} {unit}, {count / (now - started):,.0f}/s", file=sys.stderr)
+            of_total = f" of {total:,.0f}" if total else ""
+            print(
+                f"{description}: {done:,.0f}{of_total} {unit}, {done / (now - started):,.0f}/s",
+                file=sys.stderr,
+                flush=True,
+            )

@@ -132,6 +132,7 @@ _RULES: dict[str, _Rule] = {
     "optim.warmup_epochs": _epochs_to_fraction("optim.warmup_pct"),
     "optim.freeze_last_layer_epochs": _epochs_to_fraction("optim.freeze_last_layer_pct"),
     "teacher.warmup_teacher_temp_epochs": _epochs_to_fraction("teacher.warmup_teacher_temp_pct"),
+    "optim.max_iter": _same_meaning("optim.total_steps"),
     "optim.lr": _no_effect("it was always computed from optim.base_lr and the batch", _is_empty),
     "train.cache_dataset": _no_effect("tiles are read through the operating system's cache"),
     "train.saveckp_freq": _no_effect("no code ever read it; see checkpoint.every_epochs"),

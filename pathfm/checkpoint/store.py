@@ -52,7 +52,7 @@ class Store:
 
         Whatever goes wrong, what was published before stays as it was.
         """
-        published = self.directory / f"step_{snapshot.step:08d}"
+        published = self.path_of(snapshot.step)
         if published.exists():  # the same step of the same run: law 3 makes it the same state
             return published
         with directory_written_aside(published) as aside:
@@ -65,14 +65,16 @@ class Store:
         self._drop_old()
         return published
 
-    def newest(self) -> Snapshot | None:
-        """The newest checkpoint that is whole. Every one passed over is named with the reason."""
+    def whole(self) -> Iterator[Snapshot]:
+        """Checkpoints that are whole, newest first. Every damaged one is named with the reason."""
         for path in reversed(self.paths()):
             try:
-                return read_checkpoint(path)
+                yield read_checkpoint(path)
             except DamagedCheckpoint as damage:
                 _log.warning("checkpoint %s is passed over: %s", path.name, damage)
-        return None
+
+    def path_of(self, step: int) -> Path:
+        return self.directory / f"step_{step:08d}"
 
     def paths(self) -> list[Path]:
         """Published checkpoints, oldest first, damaged ones included."""

@@ -1,10 +1,15 @@
 """What all ranks do together. Every function has a meaning for one process alone: it gives its input back."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from pathfm.errors import UserError
+
+Item = TypeVar("Item")
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
@@ -38,18 +43,29 @@ def agree_any(flag: bool) -> bool:
     return bool(votes.item())
 
 
-def same_on_all_ranks(value: object) -> object:
-    """Rank 0's value on every rank."""
+def decided_by_first(decide: Callable[[], Item]) -> Item:
+    """Rank 0 decides, all ranks get the answer; its `UserError` too is raised on all, so that none waits for ever."""
     if not _several():
-        return value
-    holder = [value]
+        return decide()
+    holder: list[Item | UserError | None] = [None]
+    if dist.get_rank() == 0:
+        try:
+            holder = [decide()]
+        except UserError as error:
+            holder = [error]
     dist.broadcast_object_list(holder, src=0)
-    return holder[0]
+    if isinstance(answer := holder[0], UserError):
+        raise answer
+    return cast(Item, answer)
 
 
-def wait_for_all_ranks() -> None:
-    if _several():
-        dist.barrier()
+def gather_lists(items: list[Item]) -> list[Item]:
+    """The lists of all ranks joined in rank order, on every rank."""
+    if not _several():
+        return list(items)
+    lists: list[list[Item]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(lists, items)
+    return [item for part in lists for item in part]
 
 
 def _several() -> bool:

@@ -81,6 +81,18 @@ class Run:
             lock.flush()
             yield
 
+    def keep_aside(self) -> Path | None:
+        """Move everything in the directory into `earlier_N/`, the first N that is free. The caller holds the lock."""
+        contents = [entry for entry in self.directory.iterdir() if not _stays(entry)]
+        if not contents:
+            return None
+        number = 1 + sum(1 for entry in self.directory.iterdir() if entry.name.startswith("earlier_"))
+        kept = self.directory / f"earlier_{number}"
+        kept.mkdir()
+        for entry in contents:
+            entry.rename(kept / entry.name)
+        return kept
+
     def how_it_ended(self) -> dict[str, Any] | None:
         """What `write_exit` wrote last, or None."""
         try:
@@ -107,6 +119,10 @@ class Run:
         path = self.directory / "provenance.json"
         segments = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
         write_json(path, [*segments, {**_where_and_what(), **facts}])
+
+
+def _stays(entry: Path) -> bool:
+    return entry.name in (".lock", "logs") or entry.name.startswith("earlier_")
 
 
 def _where_and_what() -> dict[str, Any]:

@@ -1,0 +1,44 @@
+# make demo: from tiles to a trained teacher.  make test: the test suite.  Both set up what they need.
+PYTHON ?= python3
+PIP_FLAGS ?=
+PY := .venv/bin/python
+ENV := .venv/complete
+DEMO := demo
+
+.PHONY: env test lint demo soak lock clean
+
+env: $(ENV)
+
+$(ENV): docker/cpu.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+	  { echo "error: pathfm needs Python 3.11 to 3.13, '$(PYTHON)' is another; try 'make $(MAKECMDGOALS) PYTHON=python3.12'"; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -r docker/cpu.lock
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps $(PIP_FLAGS) --editable .
+	@touch $@
+
+test: $(ENV)
+	$(PY) -m pytest $(ARGS)
+
+lint: $(ENV)
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+demo: $(ENV)
+	@$(PY) -m pathfm demo-tiles $(DEMO)
+	@$(PY) -m pathfm pack $(DEMO)/tiles --name pretrain --output $(DEMO)/data
+	@$(PY) launchers/pretrain.py --config demo --cluster local
+
+soak: $(ENV)
+	$(PY) -m pytest -m slow $(ARGS)
+
+lock:
+	rm -rf build/lock && $(PYTHON) -m venv build/lock
+	build/lock/bin/pip install --quiet $(PIP_FLAGS) "torch==2.13.0" "setuptools>=77" && build/lock/bin/pip install --quiet $(PIP_FLAGS) -e ".[dev]"
+	{ head -n 1 docker/cpu.lock; build/lock/bin/pip list --format=freeze --exclude-editable | grep -v -E '^(pip|wheel)==' | sed 's/+cpu$$//'; } > build/cpu.lock
+	mv build/cpu.lock docker/cpu.lock
+
+clean:
+	rm -rf .venv build demo *.egg-info

@@ -1,0 +1,45 @@
+"""`pathfm VERB ...`; a verb's code is imported when it is called, so that light verbs start at once."""
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from pathfm.errors import exit_status
+
+VERBS = {
+    "pack": "a folder of images -> one tar and its index",
+    "index": "a tar -> entries.npy (the ancestors' infer_entries)",
+    "config": "print the resolved recipe",
+    "schedule": "print and draw all schedules of a recipe",
+    "train": "train on this machine (the ancestors' -m pathfm.train)",
+    "submit": "submit a run to Slurm, or run it here (launchers/pretrain.py)",
+    "evaluate": "kNN of a backbone on labelled tiles",
+    "demo-tiles": "real H&E tiles to try everything on",
+}
+_MODULES = {"train": "pathfm.jobs.pretrain"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help"):
+        print(_usage())
+        return 0
+    if words[0] == "--version":
+        from pathfm import __version__
+
+        print(f"pathfm {__version__}")
+        return 0
+    if words[0] not in VERBS:
+        print(f"error: no verb '{words[0]}'\n{_usage()}", file=sys.stderr)
+        return 2
+    module = _MODULES.get(words[0], f"pathfm.jobs.{words[0].replace('-', '_')}")
+    return exit_status(lambda: import_module(module).main(words[1:]))
+
+
+def _usage() -> str:
+    rows = "\n".join(f"  {verb:<11} {what}" for verb, what in VERBS.items())
+    return f"usage: pathfm VERB ...   (pathfm VERB --help says more)\n\n{rows}"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,25 @@
+"""The teacher's weights as others load them: the ancestors' .pth and safetensors."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pathfm.files import written_aside
+
+
+def export_teacher(teacher: Mapping[str, Tensor], directory: Path, step: int) -> tuple[Path, Path]:
+    """Write `teacher_STEP.pth` ({"teacher": state dict}) and `teacher_STEP.safetensors`; returns both paths.
+
+    Keys are prefixed `backbone.`, `dino_head.` and, where the head is separate, `ibot_head.`.
+    """
+    weights = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in teacher.items()}
+    pth = directory / f"teacher_{step:08d}.pth"
+    with written_aside(pth) as aside:
+        torch.save({"teacher": weights}, aside)
+    tensors = directory / f"teacher_{step:08d}.safetensors"
+    with written_aside(tensors) as aside:
+        save_file(weights, aside, metadata={"format": "pt", "step": str(step)})
+    return pth, tensors

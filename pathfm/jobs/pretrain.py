@@ -1,0 +1,170 @@
+"""`pathfm train`: one process of a pretraining run, from a recipe to the teacher's weights. The house in one page."""
+
+from argparse import ArgumentParser
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+
+from pathfm.augment.assemble import Assemble
+from pathfm.augment.masks import MaskPlan
+from pathfm.augment.preview import crops_picture
+from pathfm.batch import Batch
+from pathfm.checkpoint.store import Store
+from pathfm.data.loader import load_batches, read_samples
+from pathfm.data.order import BatchPlan, SampleOrder
+from pathfm.data.pathology import Pathology, open_dataset
+from pathfm.dist.collect import sum_over_ranks
+from pathfm.dist.env import Ranks, ranks_from_environment
+from pathfm.dist.groups import device_of, process_group
+from pathfm.files import written_aside
+from pathfm.jobs.arguments import CONFIGS, parse_with_overrides
+from pathfm.jobs.run_reports import accidents_of, exporter, open_report, quarantine_of, where_everything_is
+from pathfm.jobs.run_start import claim_run, resume, settle_recipe
+from pathfm.jobs.schedule import draw_plan
+from pathfm.lifecycle.run import EXIT_INTERRUPTED, Run
+from pathfm.lifecycle.signals import noted
+from pathfm.log import get_logger, start_logging
+from pathfm.models.build import build_backbone
+from pathfm.random_streams import derived_seed
+from pathfm.recipe import Recipe, find_config, read_recipe
+from pathfm.ssl.dinov2 import DINOv2
+from pathfm.track.console import Console
+from pathfm.training.loop import Loop, Surroundings, Verdict
+from pathfm.training.plan import TrainingPlan, plan_training
+from pathfm.training.state import TrainingState
+from pathfm.training.step import build_optimizer, build_scaler
+
+_log = get_logger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = ArgumentParser("pathfm train", description="Pretrain on this machine; settings are given as key=value.")
+    parser.add_argument("--config-file", required=True, help="a recipe's path, or its name in configs/")
+    parser.add_argument("--output-dir", type=Path, help="the run's directory (default: train.output_dir, runs/RECIPE)")
+    parser.add_argument("--no-resume", action="store_true", help="begin anew; what is in the directory is kept aside")
+    arguments = parse_with_overrides(parser, argv)
+    ranks = ranks_from_environment()
+    config_file = find_config(arguments.config_file, CONFIGS)
+    read = read_recipe(config_file, arguments.overrides)
+    directory = arguments.output_dir or Path(read.recipe.train.output_dir or Path("runs", config_file.stem))
+    start_logging(speak=ranks.is_first)
+    for note in read.notes:
+        _log.info("%s", note)
+    device = device_of(ranks, read.recipe.train.device)
+    with process_group(ranks, device), ExitStack() as stack:
+        run = claim_run(stack, directory, begin_anew=arguments.no_resume)
+        return pretrain(read.recipe, run, ranks, device)
+
+
+def pretrain(recipe: Recipe, run: Run, ranks: Ranks, device: torch.device) -> int:
+    """Train the run to its end, or until it is told to leave. Returns the exit status."""
+    dataset = open_dataset(recipe.train.dataset_path)
+    recipe = settle_recipe(recipe, run, ranks)
+    plan = plan_training(recipe.train, recipe.optim, recipe.teacher, ranks.world_size, len(dataset))
+    data = _Data(recipe, plan, ranks, dataset, device)
+    state = _fresh_state(recipe, device)
+    store = Store(run.checkpoints, recipe.checkpoint)
+    resume(state, store, run, ranks)
+    if ranks.is_first:
+        run.add_provenance({"ranks": ranks.world_size, "device": str(device), "from_step": state.step})
+        _draw_previews(run, recipe, plan, data)
+    with Console(plan.total_steps, state.step, speak=ranks.is_first) as console:
+        report = open_report(recipe, run, console, state.step, first=ranks.is_first)
+        around = Surroundings(
+            store=store,
+            report=report,
+            leave=noted,
+            quarantine=quarantine_of(run, state.step),
+            accident=accidents_of(run, dataset, data.order, data.batch_plan),
+            export=exporter(run, state.method.teacher),
+        )
+        loop = Loop(state, plan, recipe.train, recipe.optim, recipe.checkpoint, ranks, device, around)
+        try:
+            verdict = loop.run(data.batches(from_step=state.step))
+        except Exception as error:
+            if ranks.is_first:
+                run.write_exit("failed", state.step, f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            report.finish()
+    return _close(run, loop, verdict) if ranks.is_first else _exit_status(verdict)
+
+
+class _Data:
+    """Samples in their order, in batches, as crops and masks."""
+
+    def __init__(
+        self, recipe: Recipe, plan: TrainingPlan, ranks: Ranks, dataset: Pathology, device: torch.device
+    ) -> None:
+        self.recipe, self.plan, self.dataset, self.device = recipe, plan, dataset, device
+        self.order = SampleOrder(len(dataset), recipe.train.seed)
+        self.batch_plan = BatchPlan(plan.global_batch_size, ranks.rank, ranks.world_size)
+        grid = recipe.crops.global_crops_size // recipe.student.patch_size
+        masks = MaskPlan(grid, grid, recipe.ibot.mask_sample_probability, *recipe.ibot.mask_ratio_min_max)
+        self.assemble = Assemble(recipe.crops, recipe.augment, masks, recipe.train.seed, plan.global_batch_size)
+
+    def batches(self, from_step: int) -> Iterator[Batch]:
+        return load_batches(
+            self.dataset,
+            self.order,
+            self.batch_plan,
+            self.assemble,
+            start_step=from_step,
+            stop_step=self.plan.total_steps,
+            num_workers=self.recipe.train.num_workers,
+            config=self.recipe.data,
+            pin_memory=self.device.type == "cuda",
+        )
+
+    def first_samples(self, number: int) -> Batch:
+        """The run's first samples as the trainer gets them."""
+        positions = self.batch_plan.global_positions(0)[:number]
+        return self.assemble(read_samples(self.dataset, self.order, positions, self.recipe.data)[0], 0)
+
+
+def _fresh_state(recipe: Recipe, device: torch.device) -> TrainingState:
+    torch.manual_seed(derived_seed(recipe.train.seed, 0, "initial weights"))
+    size = recipe.crops.global_crops_size
+    method = DINOv2(
+        build_backbone(recipe.student, size, drop_path=True),
+        build_backbone(recipe.student, size, drop_path=False),
+        recipe.dino,
+        recipe.ibot,
+        centering=recipe.train.centering,
+        koleo_group_size=_koleo_group_size(recipe),
+        total=sum_over_ranks,
+    ).to(device)
+    return TrainingState(method, build_optimizer(method, recipe.optim, device), build_scaler(device))
+
+
+def _koleo_group_size(recipe: Recipe) -> int:
+    # DINOv2 spreads features within a rank's batch; we do so within groups of the size that the recipe calls a rank's
+    # batch, so that training on another number of ranks changes nothing.
+    assert recipe.train.global_batch_size is not None  # settled at the first start
+    return recipe.dino.koleo_group_size or min(recipe.train.batch_size_per_gpu, recipe.train.global_batch_size)
+
+
+def _draw_previews(run: Run, recipe: Recipe, plan: TrainingPlan, data: _Data) -> None:
+    run.previews.mkdir(parents=True, exist_ok=True)
+    with written_aside(run.previews / "crops.png") as aside:
+        crops_picture(data.first_samples(8), recipe.student.patch_size).save(aside, format="PNG")
+    draw_plan(plan, run.previews / "schedules.png", f"{run.name}: schedules")
+
+
+def _close(run: Run, loop: Loop, verdict: Verdict) -> int:
+    """Say how it ended, in exit.json and to the person."""
+    loop.around.export(loop.state.step)
+    run.write_exit(
+        verdict, loop.state.step, "the last checkpoint could not be written" if loop.last_save_failed else ""
+    )
+    if verdict == "done":
+        print(f"run {run.name} is finished: {loop.plan.total_steps:,} steps\n{where_everything_is(run)}")
+    else:
+        print(f"run {run.name} stopped after step {loop.state.step:,}; the same command goes on from there")
+    return 1 if loop.last_save_failed else _exit_status(verdict)
+
+
+def _exit_status(verdict: Verdict) -> int:
+    return 0 if verdict == "done" else EXIT_INTERRUPTED

@@ -1,0 +1,94 @@
+"""What a run writes for people: metrics, pictures, quarantine, accidents, exports, and where to find them at the end."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import nn
+
+from pathfm.batch import Skipped
+from pathfm.data.order import BatchPlan, SampleOrder
+from pathfm.data.pathology import Pathology
+from pathfm.export.teacher import export_teacher
+from pathfm.files import write_json
+from pathfm.lifecycle.run import Run
+from pathfm.log import get_logger
+from pathfm.recipe import Recipe
+from pathfm.track.console import Console
+from pathfm.track.json_lines import JsonLines
+from pathfm.track.pictures import draw_losses
+from pathfm.track.report import Report
+from pathfm.track.weights_and_biases import start_wandb
+
+_log = get_logger(__name__)
+
+
+def open_report(recipe: Recipe, run: Run, console: Console, step: int, *, first: bool) -> Report:
+    """Metrics of the run from `step` on; what a killed segment logged after it is dropped and logged again."""
+    if not first:
+        return Report(None, console, None)
+    lines = JsonLines(run.metrics)
+    lines.forget_after(step)
+    return Report(lines, console, start_wandb(recipe.wandb, run.directory, recipe.model_dump(mode="json")))
+
+
+def quarantine_of(run: Run, step: int) -> Callable[[int, Skipped], None]:
+    """Writes every undecodable file once into quarantine.jsonl."""
+    lines = JsonLines(run.quarantine)
+    lines.forget_after(step)
+    known = {line["file"] for line in lines.read()}
+
+    def write(step: int, skipped: Skipped) -> None:
+        if skipped.file not in known:
+            known.add(skipped.file)
+            lines.append({"step": step, **vars(skipped)})
+            _log.warning("sample %s is passed over: %s", skipped.file, skipped.reason)
+
+    return write
+
+
+def accidents_of(
+    run: Run, dataset: Pathology, order: SampleOrder, batches: BatchPlan
+) -> Callable[[int, dict[str, float]], None]:
+    """Writes the evidence of a step without a finite loss: losses, norms, and the samples of the global batch."""
+
+    def write(step: int, values: dict[str, float]) -> None:
+        samples = order.samples(batches.global_positions(step))
+        evidence = {
+            "step": step,
+            "values": {name: repr(value) for name, value in values.items()},  # JSON has no NaN
+            "files": [dataset.name_of(int(sample)) for sample in samples],
+        }
+        write_json(run.accidents / f"step_{step:08d}.json", evidence)
+        _log.warning("step %d had no finite loss and changed nothing; see %s", step, run.accidents)
+
+    return write
+
+
+def exporter(run: Run, teacher: nn.Module) -> Callable[[int], None]:
+    """Writes the teacher's weights and redraws the curves. A full disk is a warning: nothing waits for an export."""
+
+    def write(step: int) -> None:
+        try:
+            export_teacher(teacher.state_dict(), run.exports, step)
+            draw_losses(JsonLines(run.metrics).read(), run.previews / "losses.png", f"{run.name}: losses")
+        except OSError as error:
+            _log.warning("the teacher of step %d could not be exported (%s)", step, error)
+
+    return write
+
+
+def where_everything_is(run: Run) -> str:
+    """The last lines that a person reads."""
+    exported = sorted(run.exports.glob("teacher_*.safetensors"))
+    rows = {
+        "run": run.directory,
+        "metrics": run.metrics,
+        "pictures": run.previews,
+        "teacher": exported[-1] if exported else "not exported yet",
+    }
+    return "\n".join(f"  {name:<9} {_short(place)}" for name, place in rows.items())
+
+
+def _short(place: Path | str) -> str:
+    return os.path.relpath(place) if isinstance(place, Path) else place

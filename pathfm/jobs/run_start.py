@@ -1,0 +1,91 @@
+"""How a run begins or goes on: its directory is claimed, its recipe settled, its newest checkpoint taken up."""
+
+from contextlib import ExitStack
+from pathlib import Path
+
+from pathfm.checkpoint.store import DamagedCheckpoint, Store, read_checkpoint
+from pathfm.config import build, read_layer, to_yaml
+from pathfm.dist.collect import decided_by_first
+from pathfm.dist.env import Ranks
+from pathfm.errors import UserError
+from pathfm.files import write_text
+from pathfm.lifecycle.run import Run
+from pathfm.log import get_logger
+from pathfm.recipe import Recipe, changes_of_identity
+from pathfm.training.plan import global_batch_size
+from pathfm.training.state import TrainingState
+
+_log = get_logger(__name__)
+
+
+def claim_run(stack: ExitStack, directory: Path, *, begin_anew: bool) -> Run:
+    """Rank 0 locks the directory for as long as `stack` is open. All ranks call this together."""
+
+    def claim() -> None:
+        stack.enter_context(Run(directory).claimed())
+        if begin_anew and (kept := Run(directory).keep_aside()):
+            _log.info("beginning anew; what was in %s is kept in %s", directory, kept)
+
+    decided_by_first(claim)
+    return Run(directory)
+
+
+def settle_recipe(recipe: Recipe, run: Run, ranks: Ranks) -> Recipe:
+    """Fix the global batch at the first start and keep it ever after. All ranks call this together.
+
+    Raises `UserError` when the run was begun with another recipe (speed and reporting may differ).
+    """
+    return decided_by_first(
+        lambda: _continue_recipe(recipe, run) if run.recipe.is_file() else _first(recipe, ranks, run)
+    )
+
+
+def _first(recipe: Recipe, ranks: Ranks, run: Run) -> Recipe:
+    batch = global_batch_size(recipe.train, ranks.world_size)
+    settled = recipe.model_copy(
+        update={"train": recipe.train.model_copy(update={"global_batch_size": batch, "output_dir": ""})}
+    )
+    write_text(run.recipe, to_yaml(settled))
+    return settled
+
+
+def _continue_recipe(recipe: Recipe, run: Run) -> Recipe:
+    begun = build(Recipe, [read_layer(run.recipe)])
+    batch = recipe.train.global_batch_size or begun.train.global_batch_size
+    recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"global_batch_size": batch})})
+    if changes := changes_of_identity(begun, recipe):
+        raise UserError(
+            f"run {run.name} was begun with another recipe ({'; '.join(changes[:3])}"
+            f"{f'; and {len(changes) - 3} more' if len(changes) > 3 else ''}); "
+            "take another run name, or --no-resume to begin anew (what is there is kept)"
+        )
+    return recipe
+
+
+def resume(state: TrainingState, store: Store, run: Run, ranks: Ranks) -> None:
+    """Restore the newest checkpoint that is whole and fits; none yet means a fresh start. All ranks call this together.
+
+    Raises `UserError` when there are checkpoints but none can be used: a run never starts over by itself.
+    """
+    step = decided_by_first(lambda: _restore_newest(state, store, run))
+    if step and not ranks.is_first:
+        state.restore(read_checkpoint(store.path_of(step)))
+
+
+def _restore_newest(state: TrainingState, store: Store, run: Run) -> int:
+    store.remove_leftovers()
+    for snapshot in store.whole():
+        try:
+            state.restore(snapshot)
+        except DamagedCheckpoint as misfit:
+            _log.warning("checkpoint %s is passed over: %s", store.path_of(snapshot.step).name, misfit)
+            continue
+        store.set_aside_after(snapshot.step)
+        _log.info("run %s goes on from step %d", run.name, snapshot.step)
+        return snapshot.step
+    if paths := store.paths():
+        raise UserError(
+            f"none of the {len(paths)} checkpoints of run {run.name} can be used (reasons above); "
+            "restore one from a backup, or begin anew with --no-resume (what is there is kept)"
+        )
+    return 0

@@ -1,0 +1,30 @@
+"""Where the metrics of a run go: JSON lines first, then whoever looks on (console, W&B)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pathfm.track.console import Console
+from pathfm.track.json_lines import JsonLines
+from pathfm.track.weights_and_biases import WeightsAndBiases
+
+
+class Report:
+    """Rank 0's reports; the other ranks are handed one that says nothing."""
+
+    def __init__(self, lines: JsonLines | None, console: Console, wandb: WeightsAndBiases) -> None:
+        self._lines = lines
+        self._console = console
+        self._wandb = wandb
+
+    def step(self, completed: int) -> None:
+        self._console.step(completed)
+
+    def interval(self, line: Mapping[str, Any]) -> None:
+        if self._lines is None:
+            return
+        self._lines.append(line)
+        self._console.summary(line)
+        self._wandb.log(line)
+
+    def finish(self) -> None:
+        self._wandb.finish()

@@ -1,0 +1,71 @@
+"""One optimiser step: losses of a batch, gradients, clipping, update of the student, then of the teacher."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.amp import GradScaler
+from torch.optim import AdamW, Optimizer
+
+from pathfm.batch import Batch
+from pathfm.dist.collect import average_over_ranks_
+from pathfm.random_streams import derived_seed
+from pathfm.schedule import StepValues
+from pathfm.ssl.method import Method
+from pathfm.ssl.param_groups import apply_schedule, parameter_groups
+from pathfm.training.config import OptimConfig, TrainConfig
+from pathfm.training.state import TrainingState
+
+
+def build_optimizer(method: Method, config: OptimConfig, device: torch.device) -> Optimizer:
+    """AdamW over the student's parameter groups."""
+    groups = parameter_groups(
+        method.student, layerwise_decay=config.layerwise_decay, patch_embed_lr_mult=config.patch_embed_lr_mult
+    )
+    # Fused on CUDA: a step with a non-finite gradient is then passed over on the device, without asking the host.
+    return AdamW(groups, betas=(config.adamw_beta1, config.adamw_beta2), fused=True if device.type == "cuda" else None)
+
+
+def build_scaler(device: torch.device) -> GradScaler:
+    """Here to pass over steps with non-finite gradients, not to scale: fp32 and bf16 have the range they need."""
+    return GradScaler(device.type, init_scale=1.0, growth_interval=2**31 - 1)
+
+
+def train_step(
+    state: TrainingState, batch: Batch, values: StepValues, train: TrainConfig, optim: OptimConfig, rank: int
+) -> None:
+    """One step on this rank's share of the global batch. Metrics go to `state.meter` and stay on the device.
+
+    A step whose loss or gradient is not finite on any rank changes neither the student nor its optimiser state.
+    """
+    device = batch.global_crops.device
+    # Drop path draws from torch's generators; seeding them by step and rank makes a resumed step draw the same.
+    torch.manual_seed(derived_seed(train.seed, state.step, f"drop path of rank {rank}"))
+    apply_schedule(state.optimizer, values)
+    with torch.autocast(device.type, torch.bfloat16, enabled=train.precision == "bf16"):
+        losses = state.method.losses(batch.normalised(), values.teacher_temp)
+    state.scaler.scale(losses.total).backward()
+    average_over_ranks_(list(_gradients(state)))
+    state.scaler.unscale_(state.optimizer)
+    norms = _clip(state, optim.clip_grad)
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    state.optimizer.zero_grad(set_to_none=True)
+    state.method.update_teacher(values.momentum)
+    state.step += 1
+    finite = torch.isfinite(losses.total.detach()) & torch.isfinite(torch.stack(list(norms.values()))).all()
+    state.meter.add({"total_loss": losses.total.detach(), **losses.terms, **norms, "finite": finite})
+
+
+def _gradients(state: TrainingState) -> Iterator[Tensor]:
+    for parameter in state.method.student.parameters():
+        if parameter.grad is not None:
+            yield parameter.grad
+
+
+def _clip(state: TrainingState, limit: float) -> dict[str, Tensor]:
+    """Clip every part (backbone, each head) to the limit by itself, as DINOv2 does. Returns the norms before."""
+    norms = {}
+    for name, part in state.method.student.named_children():
+        norms[f"grad_norm/{name}"] = torch.nn.utils.clip_grad_norm_(part.parameters(), limit or float("inf"))
+    return norms
