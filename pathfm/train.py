@@ -1,4 +1,4 @@
-"""The ancestors' command: `python -m pathfm.train --config-file F key=value ...`, alone or under torch.distributed.run."""
+"""The ancestors' command: `python -m pathfm.train --config-file F key=value ...`, alone or under torchrun."""
 
 from pathfm.errors import exit_status
 from pathfm.lifecycle.signals import take_notes

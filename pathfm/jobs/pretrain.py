@@ -63,6 +63,10 @@ def pretrain(recipe: Recipe, run: Run, ranks: Ranks, device: torch.device) -> in
     dataset = open_dataset(recipe.train.dataset_path)
     recipe = settle_recipe(recipe, run, ranks)
     plan = plan_training(recipe.train, recipe.optim, recipe.teacher, ranks.world_size, len(dataset))
+    if run.is_done(plan.total_steps):
+        if ranks.is_first:
+            print(f"run {run.name} is finished ({plan.total_steps:,} steps); nothing to do\n{where_everything_is(run)}")
+        return 0
     data = _Data(recipe, plan, ranks, dataset, device)
     state = _fresh_state(recipe, device)
     store = Store(run.checkpoints, recipe.checkpoint)

@@ -1,4 +1,4 @@
-"""What a run writes for people: metrics, pictures, quarantine, accidents, exports, and where to find them at the end."""
+"""What a run writes for people: metrics, pictures, quarantine, accidents, exports, and where they are."""
 
 import os
 from collections.abc import Callable

@@ -35,12 +35,14 @@ def settle_recipe(recipe: Recipe, run: Run, ranks: Ranks) -> Recipe:
 
     Raises `UserError` when the run was begun with another recipe (speed and reporting may differ).
     """
-    return decided_by_first(
-        lambda: _continue_recipe(recipe, run) if run.recipe.is_file() else _first(recipe, ranks, run)
-    )
+
+    def settle() -> Recipe:
+        return _as_begun(recipe, run) if run.recipe.is_file() else _begin(recipe, ranks, run)
+
+    return decided_by_first(settle)
 
 
-def _first(recipe: Recipe, ranks: Ranks, run: Run) -> Recipe:
+def _begin(recipe: Recipe, ranks: Ranks, run: Run) -> Recipe:
     batch = global_batch_size(recipe.train, ranks.world_size)
     settled = recipe.model_copy(
         update={"train": recipe.train.model_copy(update={"global_batch_size": batch, "output_dir": ""})}
@@ -49,7 +51,7 @@ def _first(recipe: Recipe, ranks: Ranks, run: Run) -> Recipe:
     return settled
 
 
-def _continue_recipe(recipe: Recipe, run: Run) -> Recipe:
+def _as_begun(recipe: Recipe, run: Run) -> Recipe:
     begun = build(Recipe, [read_layer(run.recipe)])
     batch = recipe.train.global_batch_size or begun.train.global_batch_size
     recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"global_batch_size": batch})})

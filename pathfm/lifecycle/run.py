@@ -101,6 +101,11 @@ class Run:
             return None
         return ended if isinstance(ended, dict) else None
 
+    def is_done(self, total_steps: int) -> bool:
+        """True when an earlier segment finished all steps."""
+        ended = self.how_it_ended()
+        return ended is not None and ended.get("verdict") == "done" and ended.get("step") == total_steps
+
     def write_exit(self, verdict: str, step: int, reason: str = "") -> None:
         """Why this segment ended: verdict `done`, `interrupted` or `failed`; read by whoever started the job."""
         write_json(

@@ -11,7 +11,7 @@ from pathfm.track.weights_and_biases import WeightsAndBiases
 class Report:
     """Rank 0's reports; the other ranks are handed one that says nothing."""
 
-    def __init__(self, lines: JsonLines | None, console: Console, wandb: WeightsAndBiases) -> None:
+    def __init__(self, lines: JsonLines | None, console: Console, wandb: WeightsAndBiases | None) -> None:
         self._lines = lines
         self._console = console
         self._wandb = wandb
@@ -24,7 +24,9 @@ class Report:
             return
         self._lines.append(line)
         self._console.summary(line)
-        self._wandb.log(line)
+        if self._wandb is not None:
+            self._wandb.log(line)
 
     def finish(self) -> None:
-        self._wandb.finish()
+        if self._wandb is not None:
+            self._wandb.finish()

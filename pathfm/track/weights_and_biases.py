@@ -43,7 +43,7 @@ class WeightsAndBiases:
 def start_wandb(
     config: WandbConfig, run_directory: Path, recipe: Mapping[str, Any], environment: Mapping[str, str] = os.environ
 ) -> WeightsAndBiases:
-    """A W&B run for `run_directory`, or one that does nothing when it is neither enabled nor can start. Never prompts."""
+    """A W&B run for `run_directory`, or one that does nothing when W&B is not wanted or cannot start. Never prompts."""
     mode = wandb_mode(config, environment)
     if mode == "disabled":
         return WeightsAndBiases(None)

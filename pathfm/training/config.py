@@ -1,4 +1,4 @@
-"""Settings of the trainer: recipe groups `train` and `optim` (names and defaults of DINOv2 and its pathology descendant)."""
+"""Settings of the trainer: recipe groups `train` and `optim`, named as in DINOv2."""
 
 from typing import Annotated, Literal
 
