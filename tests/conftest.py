@@ -1,9 +1,13 @@
-"""Where the golden vectors and the real tiles are, and how many threads a test may use."""
+"""Where the golden vectors and the real tiles are; shapes in signatures are checked while the tests run."""
 
 import os
 from pathlib import Path
 
 import pytest
+from jaxtyping import install_import_hook
+
+# Before anything imports them: every call in these rooms is checked against its jaxtyping shapes.
+install_import_hook(["pathfm.models", "pathfm.ssl"], "beartype.beartype")
 
 
 def _shared() -> Path:

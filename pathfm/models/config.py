@@ -1,0 +1,31 @@
+"""Settings of the backbone (recipe group `student`; the teacher is the same network without drop path)."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pathfm.config import Section
+
+Architecture = Literal["vit_tiny", "vit_small", "vit_base", "vit_large", "vit_giant2"]
+FeedForward = Literal["mlp", "swiglu", "swiglufused"]
+AttentionChoice = Literal["auto", "sdpa", "xformers"]
+
+
+class StudentConfig(Section):
+    """Size and shape of the vision transformer."""
+
+    arch: Architecture = "vit_large"  # DINOv2's default recipe
+    patch_size: Annotated[int, Field(gt=0)] = 16  # DINOv2's default recipe; its published models use 14
+    drop_path_rate: Annotated[float, Field(ge=0, lt=1)] = 0.3  # DINOv2's default recipe; 0.4 for ViT-L and ViT-g
+    drop_path_uniform: bool = True  # DINOv2's default recipe; false lets the rate grow linearly with depth
+    layerscale: Annotated[float, Field(ge=0)] = 1e-5  # DINOv2 table 16; 0 leaves LayerScale out
+    ffn_layer: FeedForward = "mlp"  # DINOv2 uses SwiGLU for ViT-g; both SwiGLU names mean the same layer there and here
+    qkv_bias: bool = True  # DINOv2's default recipe
+    proj_bias: bool = True  # DINOv2's default recipe
+    ffn_bias: bool = True  # DINOv2's default recipe
+    num_register_tokens: Annotated[int, Field(ge=0)] = 0  # 4 in "Vision Transformers Need Registers", arXiv 2309.16588
+    interpolate_antialias: bool = False  # DINOv2; true in its weights with registers
+    interpolate_offset: Annotated[float, Field(ge=0)] = 0.1  # DINOv2; 0.0 in its weights with registers
+    # below: speed only
+    attention: AttentionChoice = "auto"  # xFormers where a tiny forward and backward proves it works, else SDPA
+    block_chunks: Annotated[int, Field(ge=0)] = 0  # accepted from old recipes: models here are never chunked
