@@ -3,7 +3,7 @@
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -21,7 +21,6 @@ def start_logging(*, speak: bool = True, file: str | None = None) -> None:
     root = logging.getLogger("pathfm")
     root.handlers.clear()
     root.setLevel(logging.INFO)
-    root.propagate = False
     handlers: list[logging.Handler] = []
     if speak:
         handlers.append(logging.StreamHandler(sys.stderr))
@@ -43,7 +42,7 @@ def progress(
 
     `done(item)` says how much of `total` is behind us after an item (megabytes of a file, say); without it items count.
     """
-    if total is None and hasattr(items, "__len__"):
+    if total is None and isinstance(items, Sized):
         total = len(items)
     counted = ((done(item) if done else count, item) for count, item in enumerate(items, start=1))
     if sys.stderr.isatty():

@@ -1,0 +1,388 @@
+"""From a tar to its index: every file, a listed subset, or labelled files, as the ancestors' infer_entries wrote it."""
+
+import csv
+import io
+import re
+from array import array
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from posixpath import basename, normpath
+
+import numpy as np
+
+from pathfm.data.entries import (
+    IndexFiles,
+    SideCar,
+    new_entries,
+    printable,
+    read_side_car,
+    write_class_ids,
+    write_entries,
+    write_file_indices,
+    write_side_car,
+)
+from pathfm.data.tar_walk import TarMember, TarWalk
+from pathfm.errors import UserError
+from pathfm.log import get_logger, progress
+
+_log = get_logger(__name__)
+_LISTED = 10  # how many wrong names or rows a message lists
+
+
+@dataclass(frozen=True)
+class IndexRequest:
+    """What to index and where the files go."""
+
+    tarball_path: Path
+    output_root: Path
+    name: str = ""
+    suffix: str = ""
+    keep: Path | None = None  # a text file: only these names
+    remove: Path | None = None  # a text file: all but these names
+    csv: Path | None = None  # labels
+    file_name: str = "filename"
+    label_name: str = "label"
+    class_name: str = "class"
+    command: str = ""  # recorded in the side-car
+
+    @property
+    def files(self) -> IndexFiles:
+        return IndexFiles(self.output_root, self.name, self.suffix)
+
+
+@dataclass(frozen=True)
+class IndexSummary:
+    """What came of it."""
+
+    num_files: int  # regular files in the tar
+    num_entries: int
+    skipped: Mapping[str, int]  # members that are not files, by kind
+    missing: Sequence[str]  # names of the keep or remove list that are not in the tar
+    written: Sequence[Path]
+    class_names: Mapping[int, str] = field(default_factory=dict)
+    unused_labels: int = 0  # rows of the CSV whose file is not in the tar
+
+
+def build_index(request: IndexRequest) -> IndexSummary:
+    """Walk the tar once and write entries, file names, class names (with a CSV) and the side-car.
+
+    Raises `UserError` for everything that is wrong with the tar, the lists or the labels; then nothing was written.
+    """
+    _check(request)
+    selection = _Selection.read(request)
+    labels = _Labels.read(request)
+    listing = _list_tar(request.tarball_path, with_paths=bool(selection or labels))
+    selected = selection.select(listing) if selection else _Selected(np.arange(len(listing)))
+    labelled = labels.label(selected.rows, listing) if labels else _Labelled(np.zeros(len(selected.rows), np.uint64))
+    rows = selected.rows
+    entries = new_entries(labelled.class_index, rows, listing.start_offsets[rows], listing.end_offsets[rows])
+    return IndexSummary(
+        num_files=len(listing),
+        num_entries=len(entries),
+        skipped=listing.skipped,
+        missing=selected.missing,
+        written=_write(request, listing, entries, labels),
+        class_names=labels.class_names if labels else {},
+        unused_labels=labelled.unused,
+    )
+
+
+def _check(request: IndexRequest) -> None:
+    if request.keep and request.remove:
+        raise UserError("give either a list of names to keep or one of names to remove, not both")
+    for what, value in (("name", request.name), ("suffix", request.suffix)):
+        if "/" in value:
+            raise UserError(f"the {what} '{value}' must not hold a '/'; choose the folder with --output_root")
+
+
+@dataclass(frozen=True)
+class _Listing:
+    """Every regular file of a tar, in tar order; row i is file index i."""
+
+    names: list[str]  # basenames
+    paths: list[str]  # '/' and the normalised member path; empty when nobody asks for names
+    start_offsets: np.ndarray
+    end_offsets: np.ndarray
+    skipped: Mapping[str, int]
+    tar_size_bytes: int
+    tar_mtime_ns: int
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def _list_tar(path: Path, with_paths: bool) -> _Listing:
+    walk = TarWalk(path)
+    names: list[str] = []
+    paths: list[str] = []
+    starts, ends = array("Q"), array("Q")
+    for member in _with_progress(walk):
+        names.append(basename(member.path))
+        starts.append(member.start_offset)
+        ends.append(member.end_offset)
+        if with_paths:
+            paths.append(_path_key(member.path))
+    if not names:
+        raise UserError(f"{path} holds no files" + (f" (only {_counts(walk.skipped)})" if walk.skipped else ""))
+    now = path.stat()
+    if (now.st_size, now.st_mtime_ns) != (walk.size_bytes, walk.mtime_ns):
+        raise UserError(f"{path} changed while it was read; index it again when it is complete")
+    offsets = np.array(starts, np.uint64), np.array(ends, np.uint64)
+    return _Listing(names, paths, *offsets, dict(walk.skipped), walk.size_bytes, walk.mtime_ns)
+
+
+def _with_progress(walk: TarWalk) -> Iterator[TarMember]:
+    return progress(
+        walk,
+        f"indexing {printable(walk.path.name)}",
+        total=walk.size_bytes / 1e6,
+        unit="MB",
+        done=lambda member: member.end_offset / 1e6,
+    )
+
+
+def _key(name: str) -> str:
+    """What a person wrote means a basename or, with a '/' in it, a full path in the tar."""
+    return _path_key(name) if "/" in name else name
+
+
+def _path_key(path: str) -> str:
+    """'./a/b', 'a//b' and '/a/b' are the file 'a/b' of the tar; the key begins with '/' as no basename does."""
+    return "/" + normpath(path).lstrip("/")
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Which file of the tar (row of the listing) a key means."""
+
+    row_of: dict[str, int]
+    repeated: dict[str, list[int]]  # keys that mean several files, with all their rows
+
+    def demand_unique(self, keys: Iterable[str], listing: _Listing, source: Path) -> None:
+        """A key that means two files of the tar is an error that lists them."""
+        if twice := [key for key in keys if key in self.repeated]:
+            places = (
+                f"'{printable(key)}': " + ", ".join(printable(listing.paths[row][1:]) for row in self.repeated[key][:5])
+                for key in twice
+            )
+            same_path = all("/" in key for key in twice)
+            advice = "repack it so that every path is unique" if same_path else "name them by their full path in it"
+            raise UserError(f"{source} names files that occur more than once in the tar; {advice}: {_listed(places)}")
+
+
+def _find(keys: Container[str], listing: _Listing) -> _Found:
+    found = _Found({}, {})
+    for row, names in enumerate(zip(listing.names, listing.paths, strict=True)):
+        for key in names:
+            if key not in keys:
+                continue
+            if (first := found.row_of.setdefault(key, row)) != row:
+                found.repeated.setdefault(key, [first]).append(row)
+    return found
+
+
+@dataclass(frozen=True)
+class _Selected:
+    rows: np.ndarray  # int64, in tar order
+    missing: Sequence[str] = ()  # listed names that are not in the tar
+
+
+class _Selection:
+    """A list of files to keep, or to remove."""
+
+    def __init__(self, source: Path, names: Iterable[str], *, keeps: bool) -> None:
+        self._source, self._keeps = source, keeps
+        self._name_of_key = {_key(name): name for name in names}
+
+    @classmethod
+    def read(cls, request: IndexRequest) -> "_Selection | None":
+        source = request.keep or request.remove
+        if source is None:
+            return None
+        names = [name for line in _read_text(source).split("\n") if (name := line.strip())]
+        if not names:
+            raise UserError(f"{source} is empty: it should list one file name per line")
+        return cls(source, names, keeps=request.keep is not None)
+
+    def select(self, listing: _Listing) -> _Selected:
+        found = _find(self._name_of_key, listing)
+        found.demand_unique(found.repeated, listing, self._source)
+        listed = np.zeros(len(listing), bool)
+        listed[list(found.row_of.values())] = True
+        rows = np.flatnonzero(listed == self._keeps)
+        missing = [name for key, name in self._name_of_key.items() if key not in found.row_of]
+        if not found.row_of:
+            raise UserError(
+                f"none of the {len(missing)} names in {self._source} is in the tar: the list begins with "
+                f"'{printable(missing[0])}', the tar with '{printable(listing.paths[0][1:])}'"
+            )
+        if not len(rows):
+            raise UserError(f"{self._source} removes every file of the tar")
+        return _Selected(rows, missing)
+
+
+@dataclass(frozen=True)
+class _Labelled:
+    class_index: np.ndarray  # uint64, one per selected row
+    unused: int = 0  # labels of files that are not in the tar
+
+
+class _Labels:
+    """Labels and class names of a CSV."""
+
+    def __init__(self, source: Path, labels: dict[str, int], class_names: dict[int, str]) -> None:
+        self._source, self._labels, self.class_names = source, labels, class_names
+
+    @classmethod
+    def read(cls, request: IndexRequest) -> "_Labels | None":
+        if request.csv is None:
+            return None
+        rows, has_classes = _read_csv(request.csv, request)
+        labels = _label_of_every_name(request.csv, rows)
+        return cls(request.csv, labels, _name_of_every_class(request.csv, rows, has_classes))
+
+    def label(self, rows: np.ndarray, listing: _Listing) -> _Labelled:
+        """The label of every row; rows without one are an error that lists the files."""
+        found = _find(self._labels, listing)
+        keys = [self._key_of(row, listing) for row in rows]
+        if without := [row for row, key in zip(rows, keys, strict=True) if key not in self._labels]:
+            files = _listed(printable(listing.paths[row][1:]) for row in without)
+            raise UserError(f"{self._source} has no label for {len(without):,} files: {files}")
+        found.demand_unique(dict.fromkeys(keys), listing, self._source)
+        class_index = np.array([self._labels[key] for key in keys], np.uint64)
+        return _Labelled(class_index, unused=len(self._labels) - len(found.row_of))
+
+    def _key_of(self, row: int, listing: _Listing) -> str:
+        path = listing.paths[row]
+        return path if path in self._labels else listing.names[row]
+
+
+@dataclass(frozen=True)
+class _CsvRow:
+    line: int
+    name: str
+    label: str
+    class_name: str
+
+    def __str__(self) -> str:
+        return f"line {self.line} ({printable(self.name)}: '{printable(self.label)}')"
+
+
+def _read_csv(source: Path, request: IndexRequest) -> tuple[list[_CsvRow], bool]:
+    """The CSV's rows, and whether it has a column of class names."""
+    reader = csv.DictReader(io.StringIO(_read_text(source), newline=""), skipinitialspace=True)
+    try:
+        columns = [column.strip() for column in reader.fieldnames or ()]
+        reader.fieldnames = columns
+        has_classes = _check_columns(source, columns, request)
+        rows = [_csv_row(reader.line_num, row, request) for row in reader]
+    except csv.Error as error:
+        raise UserError(f"{source} is not a readable CSV file: line {reader.line_num}: {error}") from error
+    if not rows:
+        raise UserError(f"{source} has no rows below its header")
+    return rows, has_classes
+
+
+def _check_columns(source: Path, columns: Sequence[str], request: IndexRequest) -> bool:
+    """Whether there is a column of class names."""
+    has = f"(it has: {', '.join(map(printable, columns)) or 'nothing'})"
+    for column, flag in ((request.file_name, "--file_name"), (request.label_name, "--label_name")):
+        if column not in columns:
+            raise UserError(f"{source} has no column '{column}' {has}; choose the column with {flag}")
+    if request.class_name not in columns and request.class_name != IndexRequest.class_name:
+        raise UserError(f"{source} has no column '{request.class_name}' {has}; choose the column with --class_name")
+    return request.class_name in columns
+
+
+def _csv_row(line: int, row: Mapping[str, str | None], request: IndexRequest) -> _CsvRow:
+    name, label, class_name = (
+        (row.get(column) or "").strip() for column in (request.file_name, request.label_name, request.class_name)
+    )
+    return _CsvRow(line, name, label, class_name)
+
+
+def _label_of_every_name(source: Path, rows: Sequence[_CsvRow]) -> dict[str, int]:
+    if wrong := [row for row in rows if not row.name]:
+        raise UserError(f"{source}: rows without a file name: {_listed(map(str, wrong))}")
+    if wrong := [row for row in rows if not re.fullmatch(r"[0-9]{1,19}", row.label)]:
+        raise UserError(f"{source}: labels must be integers from 0: {_listed(map(str, wrong))}")
+    first: dict[str, _CsvRow] = {}
+    twice = [row for row in rows if int(first.setdefault(_key(row.name), row).label) != int(row.label)]
+    if twice:
+        pairs = _listed(f"{first[_key(row.name)]} and {row}" for row in twice)
+        raise UserError(f"{source}: two labels for one file: {pairs}")
+    return {key: int(row.label) for key, row in first.items()}
+
+
+def _name_of_every_class(source: Path, rows: Sequence[_CsvRow], has_classes: bool) -> dict[int, str]:
+    """Class names in the order in which their labels first occur."""
+    if not has_classes:
+        return {label: f"class_{label}" for label in dict.fromkeys(int(row.label) for row in rows)}
+    names: dict[int, str] = {}
+    for row in rows:
+        name = row.class_name or f"class_{int(row.label)}"
+        if names.setdefault(int(row.label), name) != name:
+            raise UserError(
+                f"{source}: label {row.label} is called '{names[int(row.label)]}' and, in line {row.line}, '{name}'"
+            )
+    return names
+
+
+def _write(request: IndexRequest, listing: _Listing, entries: np.ndarray, labels: _Labels | None) -> list[Path]:
+    """Write all files, the side-car last and the old one away first: a half-replaced index is never vouched for."""
+    files = request.files
+    side_car = SideCar(
+        tar=request.tarball_path.name,
+        tar_size_bytes=listing.tar_size_bytes,
+        tar_mtime_ns=listing.tar_mtime_ns,
+        num_entries=len(entries),
+        num_files=len(listing),
+        command=request.command,
+    )
+    try:
+        files.folder.mkdir(parents=True, exist_ok=True)
+        _warn_of_other_tars(files, side_car)
+        files.side_car.unlink(missing_ok=True)
+        write_entries(files.entries, entries)
+        write_file_indices(files.file_indices, listing.names)
+        if labels is not None:
+            write_class_ids(files.class_ids, labels.class_names)
+        write_side_car(files.side_car, side_car)
+    except OSError as error:
+        raise UserError(f"cannot write the index to {files.folder}: {error.strerror or error}") from error
+    classes = [files.class_ids] if labels is not None else []
+    return [files.entries, files.file_indices, *classes, files.side_car]
+
+
+def _warn_of_other_tars(files: IndexFiles, side_car: SideCar) -> None:
+    tar = (side_car.tar_size_bytes, side_car.tar_mtime_ns)
+    for path in [files.side_car, *files.other_side_cars()]:
+        try:
+            other = read_side_car(path)
+        except UserError:
+            continue
+        if other is None or (other.tar_size_bytes, other.tar_mtime_ns) == tar:
+            continue
+        if path == files.side_car:
+            _log.warning("replacing %s, which described another tar (%s)", files.entries.name, other.tar)
+        else:
+            _log.warning("%s is about another tar (%s) than the index made now; make it again too", path, other.tar)
+
+
+def _read_text(path: Path) -> str:
+    """A text file; bytes that are no UTF-8 stay as they are, so that odd file names still match the tar's."""
+    if not path.is_file():
+        raise UserError(f"there is no file {path}")
+    return path.read_bytes().removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
+
+
+def _listed(items: Iterable[str]) -> str:
+    first = list(islice(iterator := iter(items), _LISTED))
+    more = sum(1 for _ in iterator)
+    return ", ".join(first) + (f" and {more} more" if more else "")
+
+
+def _counts(skipped: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {kind}" for kind, count in skipped.items())

@@ -1,0 +1,195 @@
+"""From positions to batches: samples are read and decoded by worker processes, one rank batch of one step at a time.
+
+What a batch holds depends on its step alone: not on the number of workers, and, put together, not on the ranks.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch.utils.data import DataLoader, Dataset
+
+from pathfm.batch import Batch, Skipped
+from pathfm.data.config import MAX_PIXELS, CorruptPolicy
+from pathfm.data.decode import DecodeError, decode
+from pathfm.data.order import BatchPlan, SampleOrder
+from pathfm.errors import UserError
+from pathfm.log import get_logger
+
+_log = get_logger(__name__)
+
+
+class ImageDataset(Protocol):
+    """What a data set must offer to be loaded. It travels to the workers by pickle."""
+
+    def __len__(self) -> int: ...
+
+    def read_bytes(self, sample: int) -> bytes: ...
+
+    def will_need(self, samples: list[int]) -> None: ...
+
+    def name_of(self, sample: int) -> str: ...
+
+    def tar_of(self, sample: int) -> Path: ...
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A decoded image and where it comes from; all random draws are keyed by the position."""
+
+    position: int  # in the sample order
+    sample: int  # row of the data set that was read
+    image: UInt8[np.ndarray, "H W 3"]
+
+
+Assemble = Callable[[list[Sample], int], Batch]  # samples of one rank's batch, and the step
+
+
+def load_batches(
+    dataset: ImageDataset,
+    order: SampleOrder,
+    plan: BatchPlan,
+    assemble: Assemble,
+    *,
+    start_step: int,
+    stop_step: int,
+    num_workers: int = 0,
+    on_corrupt: str = "skip",
+    max_neighbours: int = 16,
+    max_pixels: int = MAX_PIXELS,
+    prefetch_batches: int = 2,
+    pin_memory: bool = False,
+) -> Iterator[Batch]:
+    """This rank's batches of the steps [start_step, stop_step), in order.
+
+    A sample that cannot be decoded is replaced by the next row that can (at most `max_neighbours` further), keeps
+    its position's random draws, and is reported in `Batch.skipped`. `on_corrupt`: `skip`, `raise`, or `limit:P` (stop
+    when more than a fraction P of the samples read by this rank cannot be decoded). `dataset` and `assemble` must be
+    picklable when there are workers.
+    Raises `UserError` for a broken policy, a batch larger than the data set and a worker that died.
+    """
+    policy = CorruptPolicy.parse(on_corrupt)
+    assert order.num_samples == len(dataset), (order.num_samples, len(dataset))
+    if plan.global_batch_size > len(dataset):
+        raise UserError(f"a batch of {plan.global_batch_size} is larger than the data set of {len(dataset)} samples")
+    batches = _RankBatches(dataset, order, plan, assemble, max_neighbours, max_pixels)
+    loader = _loader(batches, range(start_step, stop_step), num_workers, prefetch_batches, pin_memory)
+    return _watched(_with_clear_deaths(loader), dataset, plan, policy)
+
+
+@dataclass(frozen=True)
+class _RankBatches(Dataset[Batch | UserError]):
+    """Step -> this rank's batch. A user's mistake is handed over as a value: torch would wrap it in a traceback."""
+
+    dataset: ImageDataset
+    order: SampleOrder
+    plan: BatchPlan
+    assemble: Assemble
+    max_neighbours: int
+    max_pixels: int
+
+    def __getitem__(self, step: int) -> Batch | UserError:
+        try:
+            return self._batch(step)
+        except UserError as error:
+            return error
+
+    def _batch(self, step: int) -> Batch:
+        positions = self.plan.positions(step)
+        rows = self.order.samples(positions).tolist()
+        self.dataset.will_need(rows)
+        skipped: list[Skipped] = []
+        samples = [self._sample(*place, skipped) for place in zip(positions.tolist(), rows, strict=True)]
+        return replace(self.assemble(samples, step), skipped=tuple(skipped))
+
+    def _sample(self, position: int, row: int, skipped: list[Skipped]) -> Sample:
+        """The image at a position, or the nearest following row's that can be decoded."""
+        for neighbour in range(row, row + 1 + self.max_neighbours):
+            sample = neighbour % len(self.dataset)
+            try:
+                return Sample(position, sample, decode(self.dataset.read_bytes(sample), self.max_pixels))
+            except DecodeError as error:
+                skipped.append(Skipped(position, sample, "", str(error)))
+        raise UserError(
+            f"{self.dataset.tar_of(row)}: {self.max_neighbours + 1} samples in a row, from {row} on, cannot be "
+            f"decoded; the last one: {skipped[-1].reason}"
+        )
+
+
+def _loader(
+    batches: _RankBatches, steps: range, num_workers: int, prefetch_batches: int, pin_memory: bool
+) -> DataLoader[Batch | UserError]:
+    return DataLoader(
+        batches,
+        batch_size=None,  # an item is a whole batch already
+        sampler=steps,
+        num_workers=num_workers,
+        prefetch_factor=prefetch_batches if num_workers else None,
+        multiprocessing_context=_worker_context() if num_workers else None,
+        worker_init_fn=_start_worker,
+        generator=torch.Generator(),  # its own: starting a loader must not advance the global one
+        pin_memory=pin_memory,
+    )
+
+
+def _worker_context() -> ForkServerContext:
+    """Workers are forked from a clean server process, not from the trainer.
+
+    A trainer has threads (CUDA, NCCL, W&B), a CUDA context and locked files; its forks can hang on a lock that a
+    thread held, and keep what they inherited after it is killed. The server imports this module once, so a worker
+    starts as fast as a fork of the trainer would.
+    """
+    context = get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
+
+
+def _start_worker(worker: int) -> None:
+    """One thread each: the workers are the parallelism."""
+    import cv2
+
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+
+
+def _with_clear_deaths(loader: DataLoader[Batch | UserError]) -> Iterator[Batch]:
+    """The loader's batches; a user's mistake is raised here, and a worker's death is explained."""
+    items = iter(loader)
+    while True:
+        try:
+            item = next(items, None)
+        except RuntimeError as error:
+            if "DataLoader worker" in str(error) and "exited unexpectedly" in str(error):
+                raise UserError(
+                    "a data-loading worker was killed, most often for lack of memory or of space in /dev/shm; "
+                    f"set train.num_workers lower or give the job more ({' '.join(str(error).split())})"
+                ) from error
+            raise
+        if item is None:
+            return
+        if isinstance(item, UserError):
+            raise item
+        yield item
+
+
+def _watched(
+    batches: Iterator[Batch], dataset: ImageDataset, plan: BatchPlan, policy: CorruptPolicy
+) -> Iterator[Batch]:
+    """Name the files that were skipped (here, so that the workers need not hold all names) and apply the policy."""
+    num_read = num_skipped = 0
+    for batch in batches:
+        named = tuple(replace(skipped, file=dataset.name_of(skipped.sample)) for skipped in batch.skipped)
+        num_read += plan.rank_batch_size
+        num_skipped += len(named)
+        for skipped in named:
+            what = f"{skipped.file} in {dataset.tar_of(skipped.sample)} cannot be decoded: {skipped.reason}"
+            if policy.is_broken_by(num_skipped, num_read):
+                raise UserError(f"{what} ({num_skipped} of {num_read} samples read; data.corrupt_samples)")
+            _log.warning("%s; the next sample that can be decoded takes its place", what)
+        yield replace(batch, skipped=named) if named else batch

@@ -1,0 +1,181 @@
+"""From a folder of images to one tar and its index: the same folder gives the same bytes, always."""
+
+import io
+import os
+import tarfile
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from pathfm.data.entries import printable, read_side_car
+from pathfm.data.index import IndexRequest, IndexSummary, build_index
+from pathfm.errors import UserError
+from pathfm.files import written_aside
+from pathfm.log import progress
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".jp2")
+
+
+@dataclass(frozen=True)
+class PackRequest:
+    """What to pack and where it goes."""
+
+    folder: Path
+    name: str  # the tar is NAME_dataset.tar, the index NAME_entries.npy
+    output: Path
+    suffix: str = ""
+    force: bool = False  # replace a tar of other content
+    command: str = ""
+
+    @property
+    def tar(self) -> Path:
+        return self.output / f"{self.name}_dataset.tar"
+
+
+@dataclass(frozen=True)
+class PackSummary:
+    """What came of it."""
+
+    num_images: int
+    skipped: Mapping[str, int]  # files that are not images, by kind
+    was_there: bool  # a tar of the same content
+    index: IndexSummary | None  # None: the index was there too
+
+
+@dataclass(frozen=True)
+class _Image:
+    path: Path
+    name: str  # in the tar
+
+
+def pack(request: PackRequest) -> PackSummary:
+    """Write `NAME_dataset.tar` and its index. Subfolders and symbolic links are followed, as 'tar -chf' does.
+
+    Raises `UserError` when the folder is missing or without images, a link is broken, a file cannot be read, or a tar
+    of other content is there and `force` is not set.
+    """
+    images, skipped = _images_in(request.folder)
+    was_there = request.tar.exists() and _holds(request.tar, images)
+    if not was_there:
+        if request.tar.exists() and not request.force:
+            raise UserError(
+                f"{request.tar} is there and holds something else than {request.folder}; "
+                "choose another --name or --output, or replace it with --force"
+            )
+        _write(request.tar, images)
+    index_request = IndexRequest(request.tar, request.output, request.name, request.suffix, command=request.command)
+    index = None if was_there and _is_indexed(index_request, len(images)) else build_index(index_request)
+    return PackSummary(len(images), skipped, was_there, index)
+
+
+def _images_in(folder: Path) -> tuple[list[_Image], Mapping[str, int]]:
+    """The images below a folder, sorted by path, and how many other files there are by kind."""
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}")
+    skipped: Counter[str] = Counter()
+    root = os.path.basename(os.path.abspath(folder)) or "images"
+    images = []
+    for path in _files_below(folder, (), skipped):
+        if path.suffix.lower() not in IMAGE_SUFFIXES:
+            skipped["files that are not images"] += 1
+        elif not path.exists():
+            raise UserError(f"{printable(str(path))} is a broken link; mend or delete it")
+        elif path.stat().st_size == 0:
+            skipped["empty files"] += 1
+        else:
+            images.append(_Image(path, f"{root}/{path.relative_to(folder).as_posix()}"))
+    if not images:
+        found = ", ".join(f"{count:,} {kind}" for kind, count in skipped.items()) or "nothing"
+        raise UserError(f"{folder} holds no images ({', '.join(IMAGE_SUFFIXES)}): found {found}")
+    return sorted(images, key=lambda image: os.fsencode(image.name)), skipped
+
+
+def _files_below(folder: Path, parents: Sequence[Path], skipped: Counter[str]) -> Iterator[Path]:
+    here = folder.resolve()
+    if here in parents:
+        raise UserError(f"{printable(str(folder))} links back to {printable(str(here))}, which holds it")
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError as error:
+        raise UserError(f"cannot read {printable(str(folder))}: {error.strerror}") from error
+    for entry in entries:
+        if entry.name.startswith("."):
+            skipped["hidden files and folders"] += 1
+        elif entry.is_dir():
+            yield from _files_below(entry, (*parents, here), skipped)
+        else:
+            yield entry
+
+
+def _write(tar: Path, images: Sequence[_Image]) -> None:
+    try:
+        with written_aside(tar) as aside, aside.open("wb") as file:
+            _write_tar(file, progress(images, f"packing {tar.name}", unit="images"))
+    except OSError as error:
+        raise UserError(f"cannot write {tar}: {error.strerror or error}") from error
+
+
+def _holds(tar: Path, images: Sequence[_Image]) -> bool:
+    """Whether the tar is, byte for byte, what packing the images gives."""
+    try:
+        with tar.open("rb") as file:
+            _write_tar(_Comparison(file), progress(images, f"comparing {tar.name}", unit="images"))
+            return not file.read(1)
+    except _Differs:
+        return False
+    except OSError as error:
+        raise UserError(f"cannot read {tar}: {error.strerror or error}") from error
+
+
+def _write_tar(file: "BinaryIO | _Comparison", images: Iterator[_Image]) -> None:
+    """Owner, mode and time of the images stay out, so that the bytes depend on names and content alone."""
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
+        for image in images:
+            content = _content(image)
+            member = tarfile.TarInfo(image.name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+
+
+def _content(image: _Image) -> bytes:
+    try:
+        return image.path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {printable(str(image.path))}: {error.strerror or error}") from error
+
+
+class _Differs(Exception):
+    """The bytes written are not those that are there."""
+
+
+class _Comparison(io.RawIOBase):
+    """A file to write to that only compares what is written with what is there."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def write(self, content: Any) -> int:
+        if self._file.read(len(content)) != content:
+            raise _Differs
+        return len(content)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+
+def _is_indexed(request: IndexRequest, num_images: int) -> bool:
+    """Whether the index of this very tar is there."""
+    try:
+        side_car = read_side_car(request.files.side_car)
+    except UserError:
+        return False
+    status = request.tarball_path.stat()
+    return (
+        side_car is not None
+        and request.files.entries.is_file()
+        and request.files.file_indices.is_file()
+        and side_car.num_entries == num_images
+        and (side_car.tar_size_bytes, side_car.tar_mtime_ns) == (status.st_size, status.st_mtime_ns)
+    )

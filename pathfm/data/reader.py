@@ -1,0 +1,182 @@
+"""Samples of an indexed tar by row: opened lazily in every process, checked in milliseconds when it is made."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pathfm.data.entries import (
+    IndexFiles,
+    index_command,
+    open_entries,
+    printable,
+    read_file_indices,
+    read_side_car,
+)
+from pathfm.data.tar_walk import RECORD, checksum_is_right, number, read_at
+from pathfm.errors import UserError
+from pathfm.log import get_logger
+
+_log = get_logger(__name__)
+_NUM_SPOT_CHECKS = 16
+_FULL_CHECK_ROWS = 1_000_000  # up to here every end offset is compared with the tar's size (a few milliseconds)
+
+
+class TarReader:
+    """The samples that an entries file lists in one tar.
+
+    Rows count from 0 in the entries' order. Making one raises `UserError` when a file is missing or the index does
+    not belong to the tar. It can be pickled and forked: every process opens the files for itself at the first read.
+    """
+
+    def __init__(self, tar: Path, files: IndexFiles) -> None:
+        self.tar = tar
+        self.files = files
+        self._descriptor: int | None = None
+        self._names: dict[int, str] | None = None
+        _demand_files(tar, files)
+        self._entries: np.ndarray | None = open_entries(files.entries)
+        self._num_samples = len(self._entries)
+        self._tar_size_bytes = tar.stat().st_size
+        if not self._num_samples:
+            raise UserError(f"{files.entries} lists no samples")
+        self._check_side_car()
+        self._check_offsets()
+
+    def __len__(self) -> int:
+        return self._num_samples
+
+    @property
+    def entries(self) -> np.ndarray:
+        """Structured [N], a read-only memory map: `reader.entries["class_index"]`."""
+        if self._entries is None:
+            self._entries = open_entries(self.files.entries)
+        return self._entries
+
+    def read_bytes(self, row: int) -> bytes:
+        """The encoded image of a row."""
+        start, size = self._place(row)
+        content = read_at(self._tar_descriptor(), size, start)
+        if len(content) < size:
+            raise UserError(f"{self.tar} ended at byte {start + len(content)} while sample {row} was read from it")
+        return content
+
+    def will_need(self, rows: Iterable[int]) -> None:
+        """Tell the operating system what will be read next, so that slow disks fetch many samples at once."""
+        if not hasattr(os, "posix_fadvise"):
+            return
+        for row in rows:
+            start, size = self._place(row)
+            os.posix_fadvise(self._tar_descriptor(), start, size, os.POSIX_FADV_WILLNEED)
+
+    def name_of(self, row: int) -> str:
+        """The file's name in the tar (basename), or its number where names are not known. The first call reads all."""
+        if self._names is None:
+            self._names = self._names_by_file_index()
+        file_index = int(self.entries["file_index"][row])
+        return self._names.get(file_index, f"file {file_index}")
+
+    def class_index(self, row: int) -> int:
+        return int(self.entries["class_index"][row])
+
+    def close(self) -> None:
+        """Let go of the tar; the next read opens it again."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def __del__(self) -> None:
+        if getattr(self, "_descriptor", None) is not None:
+            self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_descriptor": None, "_entries": None, "_names": None}
+
+    def _place(self, row: int) -> tuple[int, int]:
+        entry = self.entries[row]
+        start = int(entry["start_offset"])
+        return start, int(entry["end_offset"]) - start
+
+    def _tar_descriptor(self) -> int:
+        if self._descriptor is None:
+            # pread on a descriptor, not mmap: a tar that is cut meanwhile is an error to report, not a SIGBUS.
+            descriptor = os.open(self.tar, os.O_RDONLY | os.O_CLOEXEC)
+            if os.fstat(descriptor).st_size != self._tar_size_bytes:
+                os.close(descriptor)
+                raise UserError(f"{self.tar} changed since this data set was opened; {self._advice()}")
+            if hasattr(os, "posix_fadvise"):  # samples are read in random order: reading ahead would be for nothing
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+            self._descriptor = descriptor
+        return self._descriptor
+
+    def _names_by_file_index(self) -> dict[int, str]:
+        try:
+            names = read_file_indices(self.files.file_indices)
+        except UserError as error:  # names are for messages: without them the data can be used all the same
+            _log.warning("file names are not known: %s", error)
+            return {}
+        counts_from_one = 0 not in names and int(self.entries["file_index"].min()) == 0
+        return {key - 1: name for key, name in names.items()} if counts_from_one else names
+
+    def _check_side_car(self) -> None:
+        side_car = read_side_car(self.files.side_car)
+        status = self.tar.stat()
+        if side_car is None:
+            _log.warning("%s is not there, so it is not certain which tar the index is of", self.files.side_car)
+            return
+        if side_car.num_entries != len(self):
+            raise UserError(
+                f"{self.files.entries} has {len(self)} rows, but its side-car counts {side_car.num_entries}; "
+                + self._advice()
+            )
+        if side_car.tar_size_bytes != status.st_size:
+            raise UserError(
+                f"{self.files.entries} is the index of another tar: {side_car.tar} had {side_car.tar_size_bytes} "
+                f"bytes, {self.tar} has {status.st_size}; {self._advice()}"
+            )
+        if side_car.tar_mtime_ns != status.st_mtime_ns:
+            _log.warning("%s is not as old as its index says: copied, or made again since?", self.tar)
+
+    def _check_offsets(self) -> None:
+        """Offsets lie inside the tar, and before some rows' data there is a tar header that gives their size."""
+        entries, size = self.entries, self._tar_size_bytes
+        last = int(entries["end_offset"].max() if len(entries) <= _FULL_CHECK_ROWS else entries["end_offset"][-1])
+        if last > size:
+            raise UserError(
+                f"{self.files.entries} reaches to byte {last}, but {self.tar} ends at byte {size}: the tar is cut, "
+                f"or the index is of another tar; {self._advice()}"
+            )
+        with self.tar.open("rb") as tar:
+            for row in np.linspace(0, len(entries) - 1, min(_NUM_SPOT_CHECKS, len(entries))).astype(int):
+                start, end = int(entries["start_offset"][row]), int(entries["end_offset"][row])
+                if not _file_begins_at(tar.fileno(), start, end - start):
+                    raise UserError(
+                        f"{self.files.entries} is the index of another tar: row {row} says bytes {start} to {end}, "
+                        f"but no file of {self.tar} lies there; {self._advice()}"
+                    )
+
+    def _advice(self) -> str:
+        return f"make the index again: {printable(index_command(self.tar, self.files))}"
+
+
+def _demand_files(tar: Path, files: IndexFiles) -> None:
+    if not tar.is_file():
+        raise UserError(
+            f"there is no tar {tar}; make it with: pathfm pack FOLDER --output {tar.parent}, "
+            "or set root= to the folder that holds it"
+        )
+    if not files.entries.is_file():
+        raise UserError(
+            f"there is no index {files.entries}; make it with: {printable(index_command(tar, files))}, "
+            "or set extra= to the folder that holds it"
+        )
+
+
+def _file_begins_at(descriptor: int, start: int, size: int) -> bool:
+    """Whether the record before `start` is the header of a file of that size (bigger ones say it elsewhere)."""
+    if start < RECORD or size < 0:
+        return False
+    record = os.pread(descriptor, RECORD, start - RECORD)
+    return len(record) == RECORD and checksum_is_right(record) and number(record[124:136]) == size
