@@ -1,0 +1,68 @@
+"""Whatever can be wrong with a run is found before it waits in a queue: data, batch, folders, image. Without torch."""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pathfm.data.pathology import open_dataset
+from pathfm.data.strings import parse_dataset_string
+from pathfm.errors import UserError
+from pathfm.launch.container import host_path
+from pathfm.launch.profile import Container
+from pathfm.recipe import Recipe
+from pathfm.training.plan import plan_training
+
+_FOLDER_KEYS = ("root", "extra")  # of a data set string
+
+
+def problems_of_run(recipe: Recipe, run_dir: Path, ranks: int, container: Container | None = None) -> Iterator[str]:
+    """One line for each thing that would stop the run on `ranks` processes."""
+    place = next(place for place in (run_dir, *run_dir.parents) if place.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        yield f"{place} cannot be written, so the run cannot lie below it; choose another --runs-dir"
+    if not recipe.train.dataset_path:
+        yield "no data set is given; add train.dataset_path=Pathology:root=FOLDER"
+        return
+    try:
+        num_samples = len(open_dataset(_on_host(recipe.train.dataset_path, container or Container())))
+        if not (run_dir / "recipe.yaml").exists():  # a run that goes on keeps the batch of its first start
+            plan_training(recipe.train, recipe.optim, recipe.teacher, ranks, num_samples)
+    except UserError as error:
+        yield str(error)
+
+
+def problems_of_container(container: Container) -> Iterator[str]:
+    """One line for each file of the container that is not on this machine."""
+    if container.runtime == "none":
+        return
+    if container.runtime == "apptainer" and "://" not in container.image and not Path(container.image).exists():
+        yield f"there is no image {container.image}"
+    for bind in container.binds:
+        if not Path(host := bind.split(":")[0]).exists():
+            yield f"there is no {host} to bind into the container"
+
+
+def stop_at(problems: Sequence[str]) -> None:
+    """Raise `UserError` with all the problems, if there are any."""
+    if problems:
+        more = f" (and {len(problems) - 1} more: {'; '.join(problems[1:])})" if len(problems) > 1 else ""
+        raise UserError(problems[0] + more)
+
+
+def data_folders(recipe: Recipe) -> list[Path]:
+    """The folders that the recipe's data set names, as the trainer will see them."""
+    if not recipe.train.dataset_path:
+        return []
+    options = parse_dataset_string(recipe.train.dataset_path).options
+    return [Path(options[key]).expanduser().absolute() for key in _FOLDER_KEYS if key in options]
+
+
+def _on_host(dataset: str, container: Container) -> str:
+    """The data set string as this host has to read it, when the container shows its folders at other places."""
+    parsed = parse_dataset_string(dataset)
+    options = dict(parsed.options)
+    for key in _FOLDER_KEYS:
+        if key in options and (place := host_path(container, Path(options[key]))):
+            options[key] = str(place)
+    escaped = {key: value.replace(":", r"\:") for key, value in options.items()}
+    return ":".join([parsed.name, *(f"{key}={value}" for key, value in escaped.items())])

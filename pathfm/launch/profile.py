@@ -1,0 +1,109 @@
+"""Where a run is trained: one cluster's partition, limits, container and set-up (`launchers/profiles/NAME.yaml`)."""
+
+import difflib
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from pathfm.config import Section, build, read_layer
+from pathfm.errors import UserError
+
+# sbatch options that the launcher decides itself; a profile that set them too would be overruled or break a restart.
+_OURS = {
+    *("account", "constraint", "cpus-per-task", "gres", "mem", "partition", "qos", "signal", "time"),
+    *(
+        "chdir",
+        "error",
+        "job-name",
+        "nodes",
+        "no-requeue",
+        "ntasks",
+        "ntasks-per-node",
+        "open-mode",
+        "output",
+        "requeue",
+    ),
+}
+
+
+class Container(Section):
+    """The image in which every task runs; the launcher itself stays outside."""
+
+    runtime: Literal["none", "apptainer", "docker"] = "none"
+    image: str = ""  # a .sif file or sandbox folder for apptainer, a name with tag or digest for docker
+    binds: tuple[str, ...] = ()  # HOST:INSIDE[:ro]; the run, its recipe and the working directory are always bound
+    python: str = "python"  # the interpreter inside the image
+
+    @field_validator("binds")
+    @classmethod
+    def _binds_are_absolute(cls, binds: tuple[str, ...]) -> tuple[str, ...]:
+        for bind in binds:
+            parts = bind.split(":")
+            if len(parts) not in (2, 3) or not all(part.startswith("/") for part in parts[:2]):
+                raise ValueError(f"'{bind}' is not /HOST/PATH:/INSIDE/PATH or /HOST/PATH:/INSIDE/PATH:ro")
+        return binds
+
+    @model_validator(mode="after")
+    def _a_runtime_has_an_image(self) -> "Container":
+        if self.runtime != "none" and not self.image:
+            raise ValueError(f"runtime {self.runtime} needs an image")
+        return self
+
+
+class Profile(Section):
+    """One cluster as the launcher asks for it. Empty or None: the site's own default."""
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None  # a node feature, e.g. a100
+    time_limit_hours: float = Field(24.0, gt=0.1)
+    signal_lead_s: int = Field(120, ge=30)  # USR2 comes this long before the limit: the time for a checkpoint
+    gpus_per_node: int = Field(4, ge=0)  # one task per GPU; 0: a CPU cluster, one task per node
+    gpu_type: str | None = None  # as in --gres=gpu:TYPE:N
+    cpus_per_task: int = Field(8, ge=1)
+    memory_per_node: str | None = Field(None, pattern=r"^\d+[KMGT]?$")  # e.g. 480G; "0" is the whole node
+    container: Container = Container()
+    setup: tuple[str, ...] = ()  # shell lines before the job, e.g. module load apptainer
+    environment: dict[str, str] = Field({})  # variables of every task; secrets do not belong here
+    sbatch: dict[str, str | int | bool] = Field({})  # further sbatch options by their long names, e.g. exclusive: true
+
+    @property
+    def tasks_per_node(self) -> int:
+        return max(1, self.gpus_per_node)
+
+    @field_validator("sbatch")
+    @classmethod
+    def _options_are_not_ours(cls, options: dict[str, str | int | bool]) -> dict[str, str | int | bool]:
+        options = {name.lstrip("-").replace("_", "-"): value for name, value in options.items()}
+        if taken := sorted(_OURS.intersection(options)):
+            raise ValueError(f"'{taken[0]}' is set by the launcher or by the profile's own keys, not under 'sbatch'")
+        return options
+
+    @field_validator("environment")
+    @classmethod
+    def _names_are_names(cls, environment: dict[str, str]) -> dict[str, str]:
+        for name in environment:
+            if not name.isidentifier():
+                raise ValueError(f"'{name}' cannot be the name of an environment variable")
+        return environment
+
+
+def find_profile(name: str, directory: Path) -> Path:
+    """`name` is a path, or the stem of a YAML in `directory`. Raises `UserError` with the near ones and all."""
+    if name.endswith((".yaml", ".yml")) or "/" in name:
+        if not Path(name).is_file():
+            raise UserError(f"there is no profile {name}")
+        return Path(name)
+    if (path := directory / f"{name}.yaml").is_file():
+        return path
+    known = sorted(file.stem for file in directory.glob("*.yaml"))
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"; did you mean '{near[0]}'?" if near else ""
+    raise UserError(f"there is no profile '{name}' in {directory}{hint} There are: {', '.join(known) or 'none'}")
+
+
+def read_profile(path: Path) -> Profile:
+    """Raises `UserError`, one line, for whatever is wrong in the file."""
+    return build(Profile, [read_layer(path)])
