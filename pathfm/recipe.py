@@ -24,6 +24,8 @@ SPEED_ONLY = (
     "train.log_every_steps",
     "train.output_dir",
     "student.attention",
+    "student.block_chunks",
+    "data.prefetch_batches",
     "checkpoint.",
     "wandb.",
 )
@@ -72,7 +74,8 @@ def read_recipe(path: Path | None, overrides: Sequence[str] = ()) -> ReadRecipe:
     notes: list[str] = []
     epochs = _epochs(layers)
     layers = [_translate(layer, epochs, notes) for layer in layers]
-    return ReadRecipe(build(Recipe, layers), tuple(notes))
+    defaults = Layer("the defaults", Recipe().model_dump(mode="json"))  # so that ${group.key} may refer to them
+    return ReadRecipe(build(Recipe, [defaults, *layers]), tuple(notes))
 
 
 def find_config(name: str, directory: Path) -> Path:

@@ -29,9 +29,9 @@ def rendezvous_url(
 
 
 def _first_node() -> str:
-    import submitit
+    from submitit.slurm.slurm import SlurmJobEnvironment  # its parser of node lists, not one of ours
 
-    return submitit.JobEnvironment().hostnames[0]
+    return SlurmJobEnvironment().hostnames[0]
 
 
 def _resolves(node: str) -> bool:

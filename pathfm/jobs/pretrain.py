@@ -12,7 +12,7 @@ from pathfm.augment.masks import MaskPlan
 from pathfm.augment.preview import crops_picture
 from pathfm.batch import Batch
 from pathfm.checkpoint.store import Store
-from pathfm.data.loader import load_batches, read_samples
+from pathfm.data.loader import load_batches
 from pathfm.data.order import BatchPlan, SampleOrder
 from pathfm.data.pathology import Pathology, open_dataset
 from pathfm.dist.collect import sum_over_ranks
@@ -67,7 +67,7 @@ def pretrain(recipe: Recipe, run: Run, ranks: Ranks, device: torch.device) -> in
         if ranks.is_first:
             print(f"run {run.name} is finished ({plan.total_steps:,} steps); nothing to do\n{where_everything_is(run)}")
         return 0
-    data = _Data(recipe, plan, ranks, dataset, device)
+    data = _Data(recipe, plan, dataset, device)
     state = _fresh_state(recipe, device)
     store = Store(run.checkpoints, recipe.checkpoint)
     resume(state, store, run, ranks)
@@ -81,12 +81,12 @@ def pretrain(recipe: Recipe, run: Run, ranks: Ranks, device: torch.device) -> in
             report=report,
             leave=noted,
             quarantine=quarantine_of(run, state.step),
-            accident=accidents_of(run, dataset, data.order, data.batch_plan),
+            accident=accidents_of(run, data.files_of),
             export=exporter(run, state.method.teacher),
         )
         loop = Loop(state, plan, recipe.train, recipe.optim, recipe.checkpoint, ranks, device, around)
         try:
-            verdict = loop.run(data.batches(from_step=state.step))
+            verdict = loop.run(data.batches(ranks, from_step=state.step))
         except Exception as error:
             if ranks.is_first:
                 run.write_exit("failed", state.step, f"{type(error).__name__}: {error}")
@@ -99,33 +99,43 @@ def pretrain(recipe: Recipe, run: Run, ranks: Ranks, device: torch.device) -> in
 class _Data:
     """Samples in their order, in batches, as crops and masks."""
 
-    def __init__(
-        self, recipe: Recipe, plan: TrainingPlan, ranks: Ranks, dataset: Pathology, device: torch.device
-    ) -> None:
+    def __init__(self, recipe: Recipe, plan: TrainingPlan, dataset: Pathology, device: torch.device) -> None:
         self.recipe, self.plan, self.dataset, self.device = recipe, plan, dataset, device
         self.order = SampleOrder(len(dataset), recipe.train.seed)
-        self.batch_plan = BatchPlan(plan.global_batch_size, ranks.rank, ranks.world_size)
         grid = recipe.crops.global_crops_size // recipe.student.patch_size
         masks = MaskPlan(grid, grid, recipe.ibot.mask_sample_probability, *recipe.ibot.mask_ratio_min_max)
-        self.assemble = Assemble(recipe.crops, recipe.augment, masks, recipe.train.seed, plan.global_batch_size)
+        patch, seed, batch = recipe.student.patch_size, recipe.train.seed, plan.global_batch_size
+        self.assemble = Assemble(recipe.crops, recipe.augment, masks, patch, seed, batch)
 
-    def batches(self, from_step: int) -> Iterator[Batch]:
-        return load_batches(
-            self.dataset,
-            self.order,
-            self.batch_plan,
-            self.assemble,
-            start_step=from_step,
-            stop_step=self.plan.total_steps,
-            num_workers=self.recipe.train.num_workers,
-            config=self.recipe.data,
-            pin_memory=self.device.type == "cuda",
-        )
+    def batches(self, ranks: Ranks, from_step: int) -> Iterator[Batch]:
+        """This rank's share of every batch from a step to the run's end."""
+        share = BatchPlan(self.plan.global_batch_size, ranks.rank, ranks.world_size)
+        return self._load(share, from_step, self.plan.total_steps, self.recipe.train.num_workers)
 
     def first_samples(self, number: int) -> Batch:
         """The run's first samples as the trainer gets them."""
-        positions = self.batch_plan.global_positions(0)[:number]
-        return self.assemble(read_samples(self.dataset, self.order, positions, self.recipe.data)[0], 0)
+        return next(self._load(BatchPlan(min(number, self.plan.global_batch_size)), 0, 1, num_workers=0))
+
+    def files_of(self, step: int) -> list[str]:
+        """The names of the samples in a step's global batch."""
+        positions = BatchPlan(self.plan.global_batch_size).positions(step)
+        return [self.dataset.name_of(int(sample)) for sample in self.order.samples(positions)]
+
+    def _load(self, share: BatchPlan, start_step: int, stop_step: int, num_workers: int) -> Iterator[Batch]:
+        return load_batches(
+            self.dataset,
+            self.order,
+            share,
+            self.assemble,
+            start_step=start_step,
+            stop_step=stop_step,
+            num_workers=num_workers,
+            on_corrupt=self.recipe.data.corrupt_samples,
+            max_neighbours=self.recipe.data.max_neighbours,
+            max_pixels=self.recipe.data.max_pixels,
+            prefetch_batches=self.recipe.data.prefetch_batches,
+            pin_memory=self.device.type == "cuda",
+        )
 
 
 def _fresh_state(recipe: Recipe, device: torch.device) -> TrainingState:

@@ -7,8 +7,6 @@ from pathlib import Path
 from torch import nn
 
 from pathfm.batch import Skipped
-from pathfm.data.order import BatchPlan, SampleOrder
-from pathfm.data.pathology import Pathology
 from pathfm.export.teacher import export_teacher
 from pathfm.files import write_json
 from pathfm.lifecycle.run import Run
@@ -47,17 +45,14 @@ def quarantine_of(run: Run, step: int) -> Callable[[int, Skipped], None]:
     return write
 
 
-def accidents_of(
-    run: Run, dataset: Pathology, order: SampleOrder, batches: BatchPlan
-) -> Callable[[int, dict[str, float]], None]:
+def accidents_of(run: Run, files_of: Callable[[int], list[str]]) -> Callable[[int, dict[str, float]], None]:
     """Writes the evidence of a step without a finite loss: losses, norms, and the samples of the global batch."""
 
     def write(step: int, values: dict[str, float]) -> None:
-        samples = order.samples(batches.global_positions(step))
         evidence = {
             "step": step,
             "values": {name: repr(value) for name, value in values.items()},  # JSON has no NaN
-            "files": [dataset.name_of(int(sample)) for sample in samples],
+            "files": files_of(step),
         }
         write_json(run.accidents / f"step_{step:08d}.json", evidence)
         _log.warning("step %d had no finite loss and changed nothing; see %s", step, run.accidents)

@@ -1,0 +1,59 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pathfm.errors import UserError
+from pathfm.lifecycle.run import Run
+
+HOLD = "import sys; from pathlib import Path; from pathfm.lifecycle.run import Run\n"
+HOLD += "with Run(Path(sys.argv[1])).claimed(): print('held', flush=True); sys.stdin.read()"
+
+
+def test_a_run_has_one_writer_at_a_time_and_names_the_other(tmp_path: Path):
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path / "a")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    written_by = rf"run a is being written by process {holder.pid} on "
+    with pytest.raises(UserError, match=written_by), Run(tmp_path / "a").claimed():
+        pass
+    holder.kill()
+    holder.wait()
+    with Run(tmp_path / "a").claimed():  # a killed writer leaves no stale lock
+        pass
+
+
+def test_how_a_run_ended_is_kept(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    run = Run(tmp_path)
+    assert run.how_it_ended() is None
+    assert not run.is_done(5)
+    run.write_exit("done", 5)
+    assert run.how_it_ended() == {"verdict": "done", "step": 5, "reason": "", "job": "17", "restart": 2}
+    assert run.is_done(5)
+    assert not run.is_done(6)
+
+
+def test_beginning_anew_keeps_what_was_there(tmp_path: Path):
+    run = Run(tmp_path)
+    assert run.keep_aside() is None
+    for number in (1, 2):
+        run.metrics.write_text(str(number))
+        assert run.keep_aside() == tmp_path / f"earlier_{number}"
+    assert not run.metrics.exists()
+    assert (tmp_path / "earlier_2" / "metrics.jsonl").read_text() == "2"
+
+
+def test_provenance_grows_by_one_segment_each_start(tmp_path: Path):
+    run = Run(tmp_path)
+    run.add_provenance({"ranks": 1})
+    run.add_provenance({"ranks": 2})
+    segments = json.loads((tmp_path / "provenance.json").read_text())
+    assert [segment["ranks"] for segment in segments] == [1, 2]
+    assert segments[0]["versions"]["torch"]
+    assert segments[0]["commit"]

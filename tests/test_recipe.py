@@ -1,0 +1,101 @@
+from pathlib import Path
+
+import pytest
+
+from pathfm.config import build, read_layer, to_yaml
+from pathfm.errors import UserError
+from pathfm.recipe import Recipe, changes_of_identity, find_config, read_recipe
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+def recipe_of(tmp_path: Path, text: str, *overrides: str):
+    (tmp_path / "old.yaml").write_text(text)
+    return read_recipe(tmp_path / "old.yaml", overrides)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_recipe_is_valid_and_survives_a_round_trip(path: Path, tmp_path: Path):
+    read = read_recipe(path)
+    assert read.notes == ()
+    (tmp_path / "resolved.yaml").write_text(to_yaml(read.recipe))
+    assert build(Recipe, [read_layer(tmp_path / "resolved.yaml")]) == read.recipe
+
+
+def test_vitl14_is_what_the_ancestor_calls_vitl14():
+    recipe = read_recipe(CONFIGS / "vitl14.yaml").recipe
+    assert (recipe.student.arch, recipe.student.patch_size, recipe.student.drop_path_rate) == ("vit_large", 14, 0.4)
+    assert (recipe.dino.head_n_prototypes, recipe.dino.head_bottleneck_dim) == (131072, 384)
+    assert (recipe.ibot.separate_head, recipe.ibot.head_n_prototypes) == (True, 131072)
+    assert (recipe.train.batch_size_per_gpu, recipe.train.centering) == (128, "sinkhorn_knopp")
+    assert (recipe.teacher.momentum_teacher, recipe.optim.weight_decay_end) == (0.994, 0.2)
+    assert (recipe.optim.base_lr, recipe.optim.layerwise_decay, recipe.optim.warmup_pct) == (2e-3, 1.0, 0.1)
+    assert recipe.crops.local_crops_size == 98
+
+
+def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults():
+    recipe = read_recipe(CONFIGS / "vits14.yaml", ["optim.epochs=3"]).recipe
+    assert (recipe.optim.epochs, recipe.student.arch, recipe.optim.base_lr) == (3, "vit_small", 4e-3)
+
+
+def test_old_keys_are_translated_with_a_note(tmp_path: Path):
+    read = recipe_of(
+        tmp_path,
+        "train: {save_frequency: 0.1, cache_dataset: true, OFFICIAL_EPOCH_LENGTH: 1250}\n"
+        "optim: {epochs: 500, warmup_epochs: 80, lr: 0.0, freeze_last_layer_epochs: 5}\n"
+        "teacher: {warmup_teacher_temp_epochs: 150}\n"
+        "student: {pretrained_weights: ''}\n"
+        "compute_precision: {grad_scaler: true}\n"
+        "tune: {tune_every: null, query_dataset_path: null}\n"
+        "wandb: {dir: /home/user, tags: ['${student.arch}']}\n",
+    )
+    recipe = read.recipe
+    assert recipe.checkpoint.every_epochs == 0.1
+    assert recipe.train.epoch_length == 1250
+    assert recipe.optim.warmup_pct == pytest.approx(0.16)
+    assert recipe.optim.freeze_last_layer_pct == pytest.approx(0.01)
+    assert recipe.teacher.warmup_teacher_temp_pct == pytest.approx(0.3)
+    assert len(read.notes) == 11
+    assert any("optim.warmup_epochs is read as optim.warmup_pct=0.16" in note for note in read.notes)
+
+
+def test_epochs_on_the_command_line_count_when_old_keys_are_translated(tmp_path: Path):
+    read = recipe_of(tmp_path, "optim: {epochs: 500, warmup_epochs: 10}\n", "optim.epochs=100")
+    assert read.recipe.optim.warmup_pct == pytest.approx(0.1)
+
+
+def test_old_keys_whose_work_is_not_done_here_are_refused(tmp_path: Path):
+    with pytest.raises(UserError, match="starts from random weights only"):
+        recipe_of(tmp_path, "student: {pretrained_weights: a.pth}\n")
+    with pytest.raises(UserError, match="does not tune while it trains"):
+        recipe_of(tmp_path, "tune: {query_dataset_path: 'KNN:root=/d:split=query'}\n")
+
+
+def test_an_old_and_a_new_name_together_are_refused(tmp_path: Path):
+    with pytest.raises(UserError, match=r"optim\.warmup_epochs is the old name of optim\.warmup_pct"):
+        recipe_of(tmp_path, "optim: {warmup_epochs: 1, warmup_pct: 0.1}\n")
+
+
+def test_a_key_that_nobody_reads_is_refused():
+    with pytest.raises(UserError, match="no key 'optim.warmup_pctt'; the nearest known key is 'optim.warmup_pct'"):
+        read_recipe(CONFIGS / "vits14.yaml", ["optim.warmup_pctt=0.1"])
+
+
+def test_crops_that_are_not_whole_patches_are_refused():
+    with pytest.raises(UserError, match=r"crops\.local_crops_size is 96 px.* 84 and 98"):
+        read_recipe(CONFIGS / "vits14.yaml", ["crops.local_crops_size=96"])
+
+
+def test_an_unknown_recipe_lists_the_known_ones():
+    with pytest.raises(UserError, match="there is no recipe 'vitl15' in .*vitl14"):
+        find_config("vitl15", CONFIGS)
+    assert find_config("vitl14", CONFIGS) == CONFIGS / "vitl14.yaml"
+    assert find_config(str(CONFIGS / "demo.yaml"), Path("/nowhere")) == CONFIGS / "demo.yaml"
+
+
+def test_speed_and_reporting_are_not_part_of_a_runs_identity():
+    demo = CONFIGS / "demo.yaml"
+    old = read_recipe(demo).recipe
+    assert changes_of_identity(old, read_recipe(demo, ["train.num_workers=7", "wandb.enable=true"]).recipe) == []
+    changed = read_recipe(demo, ["optim.base_lr=0.1"]).recipe
+    assert changes_of_identity(old, changed) == ["optim.base_lr: 0.004 -> 0.1"]
