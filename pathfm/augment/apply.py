@@ -1,0 +1,167 @@
+"""Applying a plan to an image on the CPU.
+
+H W image pixels, S side of a crop. Crops are uint8 RGB, height-width-channel, and stay uint8 between operations,
+rounded and clipped after each, as torchvision does on the images that DINOv2 hands it (Pillow truncates; we round).
+"""
+
+import functools
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Float32, Float64, UInt8
+
+from pathfm.augment.draw import BRIGHTNESS, CONTRAST, HUE, NOT_SOLARISED, SATURATION, UNCHANGED_FACTORS, SamplePlan
+
+_LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601: the weights of red, green and blue in grey
+
+# Affine colour maps, [3, 4]: matrix @ (red, green, blue) + last column.
+_IDENTITY = np.eye(3, 4)
+_TO_GREY = np.column_stack([np.tile(_LUMA, (3, 1)), np.zeros(3)])
+_ONE_LEVEL = np.tile([0.0, 0.0, 0.0, 1.0], (3, 1))  # adds 1 to every channel
+
+_BLUR_REACH = 4  # pixels to each side: a kernel of 9, DINOv2's
+_BLUR_OFFSETS = np.arange(-_BLUR_REACH, _BLUR_REACH + 1)
+_LEAST_WEIGHT = 1e-4  # of a kernel's outermost pixel: 255 times less is a fortieth of a grey level
+
+# Optical density (red, green, blue) of one unit of haematoxylin, eosin and a residual stain (DAB).
+# Ruifrok and Johnston, Analytical and Quantitative Cytology and Histology 23 (2001).
+_STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
+_DENSITY_OF_STAINS = _STAINS.T  # columns are stains
+_STAINS_OF_DENSITY = np.linalg.inv(_DENSITY_OF_STAINS)
+
+_MINUS_DENSITY = np.log(np.maximum(np.arange(256), 1) / 255).astype(np.float32)  # natural; level 0 counts as 1
+
+
+def apply_plan(plan: SamplePlan, image: UInt8[np.ndarray, "H W 3"]) -> list[UInt8[np.ndarray, "S S 3"]]:
+    """The crops of a sample, in the plan's order; they may be strided views, as a flip costs no copy."""
+    image = np.require(image, requirements=["C", "W"])  # torch warns about read-only memory, as Pillow's is
+    return [_crop(plan, index, image) for index in range(plan.num_crops)]
+
+
+def forbid_threads() -> None:
+    """Keep OpenCV in the calling thread, in this process.
+
+    A loader worker that was forked inherits OpenCV's pool without its threads and would wait for them for ever;
+    and crops are small, while there is one worker per core already.
+    """
+    cv2.setNumThreads(0)
+
+
+def _crop(plan: SamplePlan, index: int, image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "S S 3"]:
+    # Orientation comes last, where a view does: every operation before it treats all directions alike.
+    crop = resized_crop(image, plan.box[index].tolist(), int(plan.size[index]))
+    crop = jitter_stain(crop, plan.stain_factor[index], plan.stain_shift[index])
+    for operation in plan.jitter_order[index].tolist():
+        crop = jitter_colour(crop, operation, float(plan.jitter_factor[index, operation]))
+    if plan.grayscale[index]:
+        crop = grayscale(crop)
+    crop = blur(crop, float(plan.blur_sigma[index]))
+    crop = solarise(crop, int(plan.solarise_threshold[index]))
+    return orient(crop, plan.horizontal_flip[index], plan.vertical_flip[index], int(plan.quarter_turns[index]))
+
+
+def resized_crop(image: UInt8[np.ndarray, "H W 3"], box: Sequence[int], size: int) -> UInt8[np.ndarray, "S S 3"]:
+    """A box (x, y, width, height) of the image at size x size pixels: bicubic (a = -0.5) with antialiasing.
+
+    torch's uint8 kernel gives what Pillow's `crop` and `resize` give but for rounding, and is the faster of the two.
+    """
+    x, y, width, height = box
+    inside = torch.from_numpy(image[y : y + height, x : x + width]).unsqueeze(0)
+    channels_last = inside.permute(0, 3, 1, 2)  # only the view: this memory order is the fast one
+    resized = torch.nn.functional.interpolate(channels_last, size=(size, size), mode="bicubic", antialias=True)
+    return np.ascontiguousarray(resized.permute(0, 2, 3, 1).squeeze(0).numpy())
+
+
+def jitter_stain(
+    crop: UInt8[np.ndarray, "S S 3"], factor: Float32[np.ndarray, "3"], shift: Float32[np.ndarray, "3"]
+) -> UInt8[np.ndarray, "S S 3"]:
+    """More or less of each stain: amounts c of haematoxylin, eosin and residual become factor * c + shift.
+
+    Optical density is linear in the amounts (Beer and Lambert), so unmixing, change and mixing are one affine map of
+    it. Base 10, so that a shift of 1 is a tenfold darkening. Source: Tellez et al., arXiv 1902.06543.
+    """
+    if factor.tolist() == [1, 1, 1] and shift.tolist() == [0, 0, 0]:
+        return crop
+    matrix = _DENSITY_OF_STAINS @ np.diag(factor) @ _STAINS_OF_DENSITY
+    offset = -np.log(10) * (_DENSITY_OF_STAINS @ shift)
+    minus_density = cv2.transform(cv2.LUT(crop, _MINUS_DENSITY), np.column_stack([matrix, offset]))
+    return cv2.convertScaleAbs(cv2.exp(minus_density), alpha=255)
+
+
+def jitter_colour(crop: UInt8[np.ndarray, "S S 3"], operation: int, factor: float) -> UInt8[np.ndarray, "S S 3"]:
+    """One of the four operations of torchvision's ColorJitter.
+
+    brightness: factor * pixel             contrast: towards (< 1) or away from (> 1) the crop's mean grey
+    hue: turned by `factor` turns in HSV   saturation: towards or away from the pixel's own grey
+    """
+    if factor == UNCHANGED_FACTORS[operation]:
+        return crop
+    if operation == HUE:
+        return _turn_hue(crop, factor)
+    return cv2.transform(crop, _affine_jitter(crop, operation, factor))
+
+
+def grayscale(crop: UInt8[np.ndarray, "S S 3"]) -> UInt8[np.ndarray, "S S 3"]:
+    """Three equal channels of ITU-R BT.601 luma."""
+    return cv2.transform(crop, _TO_GREY)
+
+
+def blur(crop: UInt8[np.ndarray, "S S 3"], sigma: float) -> UInt8[np.ndarray, "S S 3"]:
+    """Gaussian blur with a 9 x 9 kernel, sigma in pixels, mirrored at the border; sigma 0 leaves the crop."""
+    if sigma == 0:
+        return crop
+    kernel = _gaussian(sigma)
+    if len(kernel) == 1:
+        return crop
+    # Not cv2.GaussianBlur, whose bit-exact integer arithmetic for bytes is slower and no closer to the formula.
+    return cv2.sepFilter2D(crop, -1, kernel, kernel, borderType=cv2.BORDER_REFLECT_101)
+
+
+def solarise(crop: UInt8[np.ndarray, "S S 3"], threshold: int) -> UInt8[np.ndarray, "S S 3"]:
+    """Values at or above the threshold become 255 - value."""
+    return crop if threshold >= NOT_SOLARISED else cv2.LUT(crop, _solarise_table(threshold))
+
+
+def orient(
+    crop: UInt8[np.ndarray, "S S 3"], horizontal_flip: bool, vertical_flip: bool, quarter_turns: int
+) -> UInt8[np.ndarray, "S S 3"]:
+    """Flips left-right and top-bottom, then counter-clockwise quarter turns, as a view."""
+    if horizontal_flip:
+        crop = crop[:, ::-1]
+    if vertical_flip:
+        crop = crop[::-1]
+    return np.rot90(crop, quarter_turns) if quarter_turns else crop
+
+
+def _affine_jitter(crop: UInt8[np.ndarray, "S S 3"], operation: int, factor: float) -> Float64[np.ndarray, "3 4"]:
+    if operation == BRIGHTNESS:
+        return factor * _IDENTITY
+    if operation == CONTRAST:
+        mean_grey = float(_LUMA @ cv2.mean(crop)[:3])
+        return factor * _IDENTITY + (1 - factor) * mean_grey * _ONE_LEVEL
+    assert operation == SATURATION, operation
+    return factor * _IDENTITY + (1 - factor) * _TO_GREY
+
+
+def _turn_hue(crop: UInt8[np.ndarray, "S S 3"], turns: float) -> UInt8[np.ndarray, "S S 3"]:
+    # In float, where hue is in degrees: 8 bits of hue would be steps of 1.4 degrees. OpenCV takes hues from 360 on
+    # back into the circle, but not negative ones, so a turn to the left is a longer one to the right.
+    hsv = cv2.cvtColor(crop.astype(np.float32), cv2.COLOR_RGB2HSV)
+    hsv = cv2.add(hsv, (360 * (turns % 1), 0, 0, 0), dst=hsv)
+    return cv2.convertScaleAbs(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB))
+
+
+def _gaussian(sigma: float) -> Float32[np.ndarray, " taps"]:
+    """Weights of a Gaussian kernel of at most 9 pixels, without the outermost ones that could change nothing."""
+    weights = np.exp(-0.5 * (_BLUR_OFFSETS / sigma) ** 2)
+    weights /= weights.sum()
+    weights = weights[weights > _LEAST_WEIGHT]
+    return (weights / weights.sum()).astype(np.float32)
+
+
+@functools.cache
+def _solarise_table(threshold: int) -> UInt8[np.ndarray, "256"]:
+    levels = np.arange(256)
+    return np.where(levels >= threshold, 255 - levels, levels).astype(np.uint8)
