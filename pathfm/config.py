@@ -48,6 +48,23 @@ def read_layer(path: Path) -> Layer:
     return Layer(str(path), tree)
 
 
+def find_file(name: str, directory: Path, what: str) -> Path:
+    """`name` is a path, or the stem of a YAML in `directory`. Raises `UserError` with the near ones and all there are.
+
+    `what`: what such a file is called in the message, e.g. recipe.
+    """
+    if name.endswith((".yaml", ".yml")) or "/" in name:
+        if not Path(name).is_file():
+            raise UserError(f"there is no {what} {name}")
+        return Path(name)
+    if (path := directory / f"{name}.yaml").is_file():
+        return path
+    known = sorted(file.stem for file in directory.glob("*.yaml"))
+    near = " or ".join(f"'{other}'" for other in difflib.get_close_matches(name, known, n=3, cutoff=0.5))
+    hint = f"; did you mean {near}?" if near else ";"
+    raise UserError(f"there is no {what} '{name}' in {directory}{hint} there are: {', '.join(known) or 'none'}")
+
+
 def overrides_layer(overrides: Sequence[str]) -> Layer:
     """`["optim.epochs=3", ...]` as a layer. A value may itself hold '=' (data set strings do)."""
     for override in overrides:

@@ -9,7 +9,7 @@ from pydantic import model_validator
 
 from pathfm.augment.config import AugmentConfig, CropsConfig
 from pathfm.checkpoint.config import CheckpointConfig
-from pathfm.config import Layer, Section, build, differences, overrides_layer, read_layer
+from pathfm.config import Layer, Section, build, differences, find_file, overrides_layer, read_layer
 from pathfm.data.config import DataConfig
 from pathfm.errors import UserError
 from pathfm.models.config import StudentConfig
@@ -80,14 +80,7 @@ def read_recipe(path: Path | None, overrides: Sequence[str] = ()) -> ReadRecipe:
 
 def find_config(name: str, directory: Path) -> Path:
     """`name` is a path, or the stem of a YAML in `directory`. Raises `UserError` with what there is."""
-    if name.endswith((".yaml", ".yml")) or "/" in name:
-        if not Path(name).is_file():
-            raise UserError(f"there is no recipe {name}")
-        return Path(name)
-    if (path := directory / f"{name}.yaml").is_file():
-        return path
-    known = ", ".join(sorted(file.stem for file in directory.glob("*.yaml"))) or "none"
-    raise UserError(f"there is no recipe '{name}' in {directory}; there are: {known}")
+    return find_file(name, directory, "recipe")
 
 
 def changes_of_identity(old: Recipe, new: Recipe) -> list[str]:

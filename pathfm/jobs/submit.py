@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pathfm.config import find_file
 from pathfm.errors import UserError
 from pathfm.jobs.arguments import CONFIGS, parse_with_overrides
 from pathfm.jobs.before_queue import data_folders, problems_of_container, problems_of_run, stop_at
 from pathfm.launch.container import host_path, inside
 from pathfm.launch.local import gpus_of_this_machine, run_in_this_process, run_local
 from pathfm.launch.payload import one_process_per_gpu, trainer_command
-from pathfm.launch.profile import Profile, find_profile, read_profile
+from pathfm.launch.profile import Profile, read_profile
 from pathfm.launch.sbatch import SlurmJob, sbatch_text, submit
 from pathfm.launch.srun import srun_command
 from pathfm.recipe import Recipe, find_config, read_recipe
@@ -103,7 +104,7 @@ def _run(arguments: Namespace) -> Pretraining:
 
 
 def _on_slurm(run: Pretraining, arguments: Namespace) -> int:
-    profile = read_profile(find_profile(arguments.profile or "slurm", PROFILES))
+    profile = read_profile(find_file(arguments.profile or "slurm", PROFILES, "profile"))
     if arguments.nodes < 1:
         raise UserError(f"--nodes is {arguments.nodes}; a job has at least 1")
     if "%" in str(run.run_dir):

@@ -39,8 +39,10 @@ def run_local(command: Sequence[str], folder: Path) -> int:
         with _interrupts_ignored():  # inherited by submitit's processes: only the trainer leaves at Ctrl-C
             job = executor.submit(_run_here, list(command), os.environ.get("CUDA_VISIBLE_DEVICES"), _terminal())
         stop = _stay_with(int(job.job_id), job.paths.stdout, job.done)
-    # No result: submitit's process was itself ended, before or while it waited for the trainer.
-    status = job.result() if job.paths.result_pickle.exists() else 1
+    if not job.paths.result_pickle.exists():  # submitit's process was itself ended, perhaps before the trainer began
+        print(f"the job ended without saying how; its log is {job.paths.stdout}", file=sys.stderr)
+        return 128 + stop if stop else 1
+    status = job.result()
     return 128 + stop if stop and status else status
 
 
@@ -131,7 +133,7 @@ def _copy_from(log: Path, position: int) -> int:
         return position
     with log.open("rb") as file:
         file.seek(position)
-        sys.stdout.write(file.read().decode(errors="replace"))
+        sys.stdout.buffer.write(file.read())
         sys.stdout.flush()
         return file.tell()
 

@@ -1,13 +1,11 @@
 """Where a run is trained: one cluster's partition, limits, container and set-up (`launchers/profiles/NAME.yaml`)."""
 
-import difflib
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from pathfm.config import Section, build, read_layer
-from pathfm.errors import UserError
 
 # sbatch options that the launcher decides itself; a profile that set them too would be overruled or break a restart.
 _OURS = {
@@ -88,20 +86,6 @@ class Profile(Section):
             if not name.isidentifier():
                 raise ValueError(f"'{name}' cannot be the name of an environment variable")
         return environment
-
-
-def find_profile(name: str, directory: Path) -> Path:
-    """`name` is a path, or the stem of a YAML in `directory`. Raises `UserError` with the near ones and all."""
-    if name.endswith((".yaml", ".yml")) or "/" in name:
-        if not Path(name).is_file():
-            raise UserError(f"there is no profile {name}")
-        return Path(name)
-    if (path := directory / f"{name}.yaml").is_file():
-        return path
-    known = sorted(file.stem for file in directory.glob("*.yaml"))
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"; did you mean '{near[0]}'?" if near else ""
-    raise UserError(f"there is no profile '{name}' in {directory}{hint} There are: {', '.join(known) or 'none'}")
 
 
 def read_profile(path: Path) -> Profile:

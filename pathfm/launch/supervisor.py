@@ -20,7 +20,8 @@ def supervise(command: Sequence[str], **streams: Any) -> int:
     """Run `command` to its end. Returns its exit status as a shell would, 128 + n when signal n ended it.
 
     USR2 and TERM are passed on, and never end the supervisor itself: whoever sends them wants the payload to save
-    and leave, and somebody must be there afterwards to see how it left.
+    and leave, and somebody must be there afterwards to see how it left. The handlers stay; this is the last thing
+    that a process does.
     """
     child = _Child()
     for number in _PASSED_ON:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pathfm.errors import UserError
-from pathfm.launch.profile import find_profile, read_profile
+from pathfm.launch.profile import read_profile
 
 PROFILES = Path(__file__).parents[2] / "launchers" / "profiles"
 
@@ -40,11 +40,6 @@ def test_a_mistake_is_named_in_one_line(tmp_path: Path, text: str, message: str)
     assert message in str(caught.value)
     assert "mine.yaml" in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-def test_an_unknown_profile_names_the_near_one_and_all() -> None:
-    with pytest.raises(UserError, match=r"did you mean 'hospital'\? There are: hospital, slurm"):
-        find_profile("hospitl", PROFILES)
 
 
 def test_a_cpu_cluster_has_one_task_per_node(tmp_path: Path) -> None:
