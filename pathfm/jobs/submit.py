@@ -34,14 +34,14 @@ class Pretraining:
     run_dir: Path
     config: Path
     recipe: Recipe
-    overrides: tuple[str, ...]
+    trainer_arguments: tuple[str, ...]
 
     @property
     def submitit_folder(self) -> Path:
         return self.run_dir / "logs" / "submitit"
 
     def trainer(self, python: str) -> list[str]:
-        return trainer_command(python, self.config, self.run_dir, self.overrides)
+        return trainer_command(python, self.config, self.run_dir, self.trainer_arguments)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,6 +74,9 @@ def _parser() -> ArgumentParser:
     parser.add_argument(
         "--profile", metavar="NAME", help="a cluster in launchers/profiles/, or a path (default: slurm)"
     )
+    parser.add_argument(
+        "--no-resume", action="store_true", help="begin anew; what the run has is kept aside (not on Slurm)"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print what would be submitted, and stop")
     return parser
 
@@ -96,8 +99,9 @@ def _run(arguments: Namespace) -> Pretraining:
     name = arguments.run or config.stem
     if not _NAME.fullmatch(name):
         raise UserError(f"'{name}' cannot be a run's name: letters, digits and . _ + - only, at most 100 of them")
+    begin_anew = ["--no-resume"] if arguments.no_resume else []
     run_dir = arguments.runs_dir.absolute() / name
-    return Pretraining(name, run_dir, config.absolute(), read.recipe, tuple(arguments.overrides))
+    return Pretraining(name, run_dir, config.absolute(), read.recipe, (*begin_anew, *arguments.overrides))
 
 
 # ---- Slurm
@@ -107,6 +111,10 @@ def _on_slurm(run: Pretraining, arguments: Namespace) -> int:
     profile = read_profile(find_file(arguments.profile or "slurm", PROFILES, "profile"))
     if arguments.nodes < 1:
         raise UserError(f"--nodes is {arguments.nodes}; a job has at least 1")
+    if arguments.no_resume:  # part of the command, so it would begin anew after every interruption
+        raise UserError(
+            "--no-resume is not for Slurm, which starts a job's command again; give another name with --run"
+        )
     if "%" in str(run.run_dir):
         raise UserError(f"{run.run_dir} holds a '%', which Slurm would read as a job number; choose another folder")
     job = _slurm_job(run, profile, arguments.nodes)
