@@ -118,6 +118,7 @@ def test_a_python_without_pathfm_is_told_how_to_get_it(tmp_path: Path) -> None:
         (["--config", "vitl15"], "did you mean 'vitl14'"),
         (["--config", "vits14", "optim.epoch=3"], "the nearest known key is 'optim.epochs'"),
         (["--config", "vits14", "--run", "../other"], "'../other' cannot be a run's name"),
+        (["--config", "vits14", "--no-resume"], "--no-resume is not for Slurm"),
         (["--config", "vits14", "--nodes", "0"], "--nodes is 0"),
         (["--config", "vits14", "--profile", "hospitl"], "did you mean 'hospital'? there are: hospital, slurm"),
         (["--config", "vits14", "--runs-dir", "/tmp/100%j"], "'%'"),
