@@ -164,18 +164,28 @@ def _with_clear_deaths(loader: DataLoader[Batch | UserError]) -> Iterator[Batch]
     while True:
         try:
             item = next(items, None)
-        except RuntimeError as error:
-            if "DataLoader worker" in str(error) and "exited unexpectedly" in str(error):
-                raise UserError(
-                    "a data-loading worker was killed, most often for lack of memory or of space in /dev/shm; "
-                    f"set train.num_workers lower or give the job more ({' '.join(str(error).split())})"
-                ) from error
-            raise
+        except (RuntimeError, EOFError, ConnectionError, FileNotFoundError) as error:
+            if not _is_a_death(error):
+                raise
+            raise UserError(
+                "a data-loading worker was killed, most often for lack of memory or of space in /dev/shm; "
+                "set train.num_workers lower or give the job more"
+            ) from error
         if item is None:
             return
         if isinstance(item, UserError):
             raise item
         yield item
+
+
+def _is_a_death(error: Exception) -> bool:
+    """Whether a worker is gone. Torch notices, or a batch that it had announced can no longer be fetched from it.
+
+    What a worker raised itself comes as "Caught ERROR in DataLoader worker ..." and is not that.
+    """
+    if isinstance(error, RuntimeError):
+        return "DataLoader worker" in str(error) and "exited unexpectedly" in str(error)
+    return not str(error).startswith("Caught ")
 
 
 def _watched(

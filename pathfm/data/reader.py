@@ -60,7 +60,7 @@ class TarReader:
         start, size = self._place(row)
         content = read_at(self._tar_descriptor(), size, start)
         if len(content) < size:
-            raise UserError(f"{self.tar} ended at byte {start + len(content)} while sample {row} was read from it")
+            raise UserError(f"{self.tar} was cut while it was read: sample {row} should end at byte {start + size}")
         return content
 
     def will_need(self, rows: Iterable[int]) -> None:

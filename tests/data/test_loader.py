@@ -1,0 +1,160 @@
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pathfm.batch import Batch
+from pathfm.data.index import IndexRequest, build_index
+from pathfm.data.loader import Sample, load_batches
+from pathfm.data.order import BatchPlan, SampleOrder
+from pathfm.data.pathology import Pathology
+from pathfm.errors import UserError
+
+
+def assemble(samples: list[Sample], step: int) -> Batch:
+    """The images themselves, and the step where masks would be."""
+    images = torch.stack([torch.from_numpy(sample.image).permute(2, 0, 1) for sample in samples])
+    return Batch(
+        global_crops=images,
+        local_crops=images[:0],
+        masks=torch.zeros(len(images), 1, dtype=torch.bool),
+        mask_indices=torch.tensor([step]),
+        mask_weights=torch.ones(1),
+        positions=torch.tensor([sample.position for sample in samples]),
+        samples=torch.tensor([sample.sample for sample in samples]),
+    )
+
+
+def assemble_and_die_at_step_3(samples: list[Sample], step: int) -> Batch:
+    if step == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return assemble(samples, step)
+
+
+def assemble_with_a_bug(samples: list[Sample], step: int) -> Batch:
+    raise ZeroDivisionError("a bug in assemble")
+
+
+def batches(root: Path, plan=None, assemble=assemble, steps=(0, 9), **options) -> list[Batch]:
+    dataset = Pathology(root)
+    plan = plan or BatchPlan(4)
+    start, stop = steps
+    order = SampleOrder(len(dataset), 5)
+    return list(load_batches(dataset, order, plan, assemble, start_step=start, stop_step=stop, **options))
+
+
+def tensors(batch: Batch) -> list[bytes]:
+    return [tensor.numpy().tobytes() for tensor in vars(batch).values() if isinstance(tensor, torch.Tensor)]
+
+
+@pytest.fixture
+def damaged_root(tmp_path, write_tar, tile) -> Path:
+    """23 tiles of which 4, 5 and 22 cannot be decoded."""
+    contents = {f"{n:02}.png": tile(n)[:60] if n in (4, 5, 22) else tile(n) for n in range(23)}
+    write_tar(tmp_path / "pretrain_dataset.tar", contents)
+    build_index(IndexRequest(tmp_path / "pretrain_dataset.tar", tmp_path, "pretrain"))
+    return tmp_path
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_the_stream_is_the_same_with_any_number_of_workers(damaged_root, num_workers):
+    alone = batches(damaged_root)
+    helped = batches(damaged_root, num_workers=num_workers)
+    assert [tensors(batch) for batch in helped] == [tensors(batch) for batch in alone]
+    assert [batch.skipped for batch in helped] == [batch.skipped for batch in alone]
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_the_ranks_together_read_what_one_rank_reads(damaged_root, world_size):
+    shares = [batches(damaged_root, BatchPlan(4, rank, world_size)) for rank in range(world_size)]
+    for whole, *parts in zip(batches(damaged_root), *shares, strict=True):
+        assert torch.equal(whole.global_crops, torch.cat([part.global_crops for part in parts]))
+        assert torch.equal(whole.positions, torch.cat([part.positions for part in parts]))
+        assert torch.equal(whole.samples, torch.cat([part.samples for part in parts]))
+        assert whole.skipped == sum((part.skipped for part in parts), ())
+
+
+def test_resume_continues_with_the_very_next_batch(tiles_root):
+    whole = batches(tiles_root)
+    rest = batches(tiles_root, steps=(4, 9))
+    assert [tensors(batch) for batch in rest] == [tensors(batch) for batch in whole[4:]]
+
+
+def test_images_are_those_of_the_sample_order(tiles_root, tile):
+    from pathfm.data.decode import decode
+
+    (batch,) = batches(tiles_root, steps=(3, 4))
+    assert batch.positions.tolist() == [12, 13, 14, 15]
+    assert batch.samples.tolist() == SampleOrder(23, 5).samples(np.arange(12, 16)).tolist()
+    for image, sample in zip(batch.global_crops, batch.samples.tolist(), strict=True):
+        assert (image.permute(1, 2, 0).numpy() == decode(tile(sample))).all()
+
+
+def test_an_undecodable_sample_is_replaced_by_the_next_row_and_reported_by_name(damaged_root):
+    epoch = batches(damaged_root, BatchPlan(23), steps=(0, 1))[0]
+    place = {sample: position for position, sample in enumerate(SampleOrder(23, 5).samples(np.arange(23)).tolist())}
+    assert [epoch.samples[place[n]].item() for n in (4, 5, 22, 6)] == [6, 6, 0, 6]
+    reported = {(skipped.position, skipped.sample, skipped.file) for skipped in epoch.skipped}
+    assert reported == {
+        (place[4], 4, "04.png"),
+        (place[4], 5, "05.png"),
+        (place[5], 5, "05.png"),
+        (place[22], 22, "22.png"),
+    }
+    assert all(skipped.reason for skipped in epoch.skipped)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_the_policy_raise_names_tar_member_and_reason(damaged_root, num_workers):
+    with pytest.raises(UserError, match=r"^\d\d.png in .*/pretrain_dataset.tar cannot be decoded: .+corrupt_samples"):
+        batches(damaged_root, on_corrupt="raise", num_workers=num_workers)
+
+
+def test_a_limit_stops_when_too_many_are_damaged(damaged_root):
+    assert len(batches(damaged_root, on_corrupt="limit:0.02")) == 9
+    with pytest.raises(UserError, match=r"4 of \d+ samples read"):
+        batches(damaged_root, on_corrupt="limit:0.003")
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_too_many_damaged_neighbours_end_in_one_line(damaged_root, num_workers):
+    with pytest.raises(UserError, match=r"^\S*pretrain_dataset.tar: 2 samples in a row, from 4 on, [^\n]+$"):
+        batches(damaged_root, max_neighbours=1, num_workers=num_workers)
+
+
+def test_a_batch_larger_than_the_data_set_is_refused(tiles_root):
+    with pytest.raises(UserError, match="a batch of 24 is larger than the data set of 23"):
+        batches(tiles_root, BatchPlan(24))
+
+
+def test_a_worker_that_is_killed_is_explained_in_one_line(tiles_root):
+    with pytest.raises(UserError, match=r"^a data-loading worker was killed[^\n]+train.num_workers[^\n]+$"):
+        batches(tiles_root, assemble=assemble_and_die_at_step_3, num_workers=1)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_bug_stays_a_bug(tiles_root, num_workers):
+    with pytest.raises(ZeroDivisionError, match="a bug in assemble"):
+        batches(tiles_root, assemble=assemble_with_a_bug, num_workers=num_workers)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_loading_leaves_the_global_random_state_alone(tiles_root, num_workers):
+    torch.manual_seed(1)
+    np.random.seed(1)
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    batches(tiles_root, num_workers=num_workers)
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert (before[1] == np.random.get_state()[1]).all()
+
+
+def test_a_loader_may_be_left_in_the_middle(tiles_root):
+    dataset = Pathology(tiles_root)
+    stream = load_batches(
+        dataset, SampleOrder(23, 0), BatchPlan(4), assemble, start_step=0, stop_step=10**6, num_workers=1
+    )
+    next(stream)
+    stream.close()
