@@ -13,7 +13,6 @@ VERBS = {
     "schedule": "print and draw all schedules of a recipe",
     "train": "train on this machine (the ancestors' -m pathfm.train)",
     "submit": "submit a run to Slurm, or run it here (launchers/pretrain.py)",
-    "evaluate": "kNN of a backbone on labelled tiles",
     "demo-tiles": "real H&E tiles to try everything on",
 }
 _MODULES = {"train": "pathfm.jobs.pretrain"}

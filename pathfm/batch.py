@@ -4,7 +4,9 @@ B samples of this rank's batch   G global crops per sample   V local crops per s
 M masked patches of the batch. Crops are view-major: crop v of sample b is row v * B + b.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
@@ -53,13 +55,15 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device (copies from pinned memory do not block)."""
-        tensors = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, Tensor)}
-        return replace(self, **tensors)
+        return self._with_every_tensor(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Batch":
         """Page-locked copies; called by torch's loader when it pins."""
-        tensors = {k: v.pin_memory() for k, v in vars(self).items() if isinstance(v, Tensor)}
-        return replace(self, **tensors)
+        return self._with_every_tensor(Tensor.pin_memory)
+
+    def _with_every_tensor(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        changed: dict[str, Any] = {name: change(v) for name, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, **changed)
 
     def normalised(self, dtype: torch.dtype = torch.float32) -> "Batch":
         """Crops as float, ImageNet mean and standard deviation; float crops pass unchanged but for the dtype."""

@@ -40,7 +40,7 @@ def read_layer(path: Path) -> Layer:
     if not path.is_file():
         raise UserError(f"there is no file {path}")
     try:
-        tree = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        tree: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
@@ -72,10 +72,9 @@ def overrides_layer(overrides: Sequence[str]) -> Layer:
         if not equals or not key or key.startswith("-"):
             raise UserError(f"'{override}' is neither a known option nor key=value")
     try:
-        tree = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)), resolve=False)
+        tree: Any = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)), resolve=False)
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"cannot read the overrides {' '.join(overrides)}: {' '.join(str(error).split())}") from error
-    assert isinstance(tree, dict)
     return Layer("the command line", tree)
 
 

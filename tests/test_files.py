@@ -18,21 +18,30 @@ def test_a_file_appears_only_when_it_is_complete(tmp_path: Path):
 def test_a_failed_write_leaves_the_old_file_and_no_leftover(tmp_path: Path):
     target = tmp_path / "a.txt"
     target.write_text("old")
-    with pytest.raises(OSError, match="disk full"), written_aside(target) as aside:
-        aside.write_text("half")
-        raise OSError("disk full")
+
+    def write() -> None:
+        with written_aside(target) as aside:
+            aside.write_text("half")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write()
     assert target.read_text() == "old"
     assert os.listdir(tmp_path) == ["a.txt"]
 
 
 def test_a_directory_appears_with_all_its_files_or_not_at_all(tmp_path: Path):
-    with directory_written_aside(tmp_path / "step") as aside:
-        (aside / "state").write_bytes(b"1")
-        assert not (tmp_path / "step").exists()
+    def write(name: str, *, fail: bool) -> None:
+        with directory_written_aside(tmp_path / name) as aside:
+            (aside / "state").write_bytes(b"1")
+            assert not (tmp_path / name).exists()
+            if fail:
+                raise RuntimeError("killed by the test")
+
+    write("step", fail=False)
     assert (tmp_path / "step" / "state").read_bytes() == b"1"
-    with pytest.raises(RuntimeError), directory_written_aside(tmp_path / "other") as aside:
-        (aside / "state").write_bytes(b"1")
-        raise RuntimeError
+    with pytest.raises(RuntimeError):
+        write("other", fail=True)
     assert os.listdir(tmp_path) == ["step"]
 
 

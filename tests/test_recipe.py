@@ -77,7 +77,7 @@ def test_an_old_and_a_new_name_together_are_refused(tmp_path: Path):
 
 
 def test_a_key_that_nobody_reads_is_refused():
-    with pytest.raises(UserError, match="no key 'optim.warmup_pctt'; the nearest known key is 'optim.warmup_pct'"):
+    with pytest.raises(UserError, match=r"no key 'optim.warmup_pctt'; the nearest known key is 'optim.warmup_pct'"):
         read_recipe(CONFIGS / "vits14.yaml", ["optim.warmup_pctt=0.1"])
 
 
@@ -87,7 +87,7 @@ def test_crops_that_are_not_whole_patches_are_refused():
 
 
 def test_an_unknown_recipe_lists_the_known_ones():
-    with pytest.raises(UserError, match="there is no recipe 'vitl15' in .*vitl14"):
+    with pytest.raises(UserError, match=r"there is no recipe 'vitl15' in .*vitl14"):
         find_config("vitl15", CONFIGS)
     assert find_config("vitl14", CONFIGS) == CONFIGS / "vitl14.yaml"
     assert find_config(str(CONFIGS / "demo.yaml"), Path("/nowhere")) == CONFIGS / "demo.yaml"

@@ -18,6 +18,7 @@ from pathfm.data.pathology import Pathology, open_dataset
 from pathfm.dist.collect import sum_over_ranks
 from pathfm.dist.env import Ranks, ranks_from_environment
 from pathfm.dist.groups import device_of, process_group
+from pathfm.errors import UserError
 from pathfm.files import written_aside
 from pathfm.jobs.arguments import CONFIGS, parse_with_overrides
 from pathfm.jobs.run_reports import accidents_of, exporter, open_report, quarantine_of, where_everything_is
@@ -60,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def pretrain(recipe: Recipe, run: Run, ranks: Ranks, device: torch.device) -> int:
     """Train the run to its end, or until it is told to leave. Returns the exit status."""
+    if not recipe.train.dataset_path:
+        raise UserError("no data set is given; add train.dataset_path=Pathology:root=FOLDER")
     dataset = open_dataset(recipe.train.dataset_path)
     recipe = settle_recipe(recipe, run, ranks)
     plan = plan_training(recipe.train, recipe.optim, recipe.teacher, ranks.world_size, len(dataset))

@@ -136,9 +136,7 @@ class ViT(nn.Module):
                 outputs += self._features_of(tokens, self.norm(tokens) if norm else tokens, layout)
         return outputs
 
-    def _tokens_of(
-        self, images: Float[Tensor, "B 3 h w"], mask: Bool[Tensor, "B L"] | None
-    ) -> Float[Tensor, "B N D"]:
+    def _tokens_of(self, images: Float[Tensor, "B 3 h w"], mask: Bool[Tensor, "B L"] | None) -> Float[Tensor, "B N D"]:
         grid = self.patch_embed.grid_of(images)
         patches = self.patch_embed(images).to(self.cls_token.dtype)  # autocast embeds in bf16; the sum stays in fp32
         if mask is not None:

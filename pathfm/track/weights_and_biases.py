@@ -4,13 +4,14 @@ import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pathfm.log import get_logger
 from pathfm.track.config import WandbConfig
 
 _log = get_logger(__name__)
 _SECONDS_TO_START = 60
+Mode = Literal["online", "offline", "disabled"]
 
 
 class WeightsAndBiases:
@@ -57,11 +58,17 @@ def start_wandb(
         return WeightsAndBiases(None)
 
 
-def wandb_mode(config: WandbConfig, environment: Mapping[str, str]) -> str:
+def wandb_mode(config: WandbConfig, environment: Mapping[str, str]) -> Mode:
     """`online`, `offline` or `disabled`: the environment's WANDB_MODE, else the recipe."""
-    if mode := environment.get("WANDB_MODE"):
-        return {"online": "online", "offline": "offline", "dryrun": "offline"}.get(mode, "disabled")
-    return config.mode if config.enable else "disabled"
+    match environment.get("WANDB_MODE"):
+        case None | "":
+            return config.mode if config.enable else "disabled"
+        case "online":
+            return "online"
+        case "offline" | "dryrun":
+            return "offline"
+        case _:
+            return "disabled"
 
 
 def run_id(config: WandbConfig, run_directory: Path) -> str:
@@ -75,7 +82,7 @@ def run_id(config: WandbConfig, run_directory: Path) -> str:
     return kept.read_text(encoding="utf-8").strip()
 
 
-def _init(config: WandbConfig, run_directory: Path, recipe: Mapping[str, Any], mode: str) -> Any:
+def _init(config: WandbConfig, run_directory: Path, recipe: Mapping[str, Any], mode: Mode) -> Any:
     import wandb
 
     return wandb.init(

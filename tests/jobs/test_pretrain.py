@@ -1,0 +1,247 @@
+"""A whole run, as people start it: to the end, interrupted, killed, with broken tiles, disks and numbers."""
+
+import json
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from pathfm.errors import exit_status
+from pathfm.jobs.pretrain import main
+from tests.jobs.journeys import TINY, assert_same_run, command, environment, make_tiles, metrics, train, weights
+
+STEPS = 16
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("pretrain")
+
+
+@pytest.fixture(scope="module")
+def recipe(place: Path) -> Path:
+    (place / "tiny.yaml").write_text(TINY)
+    return place / "tiny.yaml"
+
+
+@pytest.fixture(scope="module")
+def data(place: Path) -> Path:
+    return make_tiles(place)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(recipe: Path, data: Path, place: Path) -> Path:
+    """A run that nobody interrupted."""
+    done = train(recipe, data, place / "undisturbed")
+    assert done.returncode == 0, done.stderr
+    assert "run undisturbed is finished: 16 steps" in done.stdout
+    return place / "undisturbed"
+
+
+def refusal(capsys, *words: str) -> str:
+    """The one line with which a command that cannot work ends."""
+    assert exit_status(lambda: main(words)) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
+    assert line.startswith("error: ")
+    return line
+
+
+def test_a_run_leaves_metrics_pictures_checkpoints_and_a_teacher_that_loads(undisturbed: Path):
+    assert [line["step"] for line in metrics(undisturbed)] == [3, 6, 9, 12, 15, 16]
+    assert all(line["total_loss"] > 0 for line in metrics(undisturbed))
+    assert {path.name for path in (undisturbed / "previews").iterdir()} == {"crops.png", "losses.png", "schedules.png"}
+    assert json.loads((undisturbed / "exit.json").read_text())["verdict"] == "done"
+    teacher = torch.load(undisturbed / "exports" / f"teacher_{STEPS:08d}.pth", weights_only=True)["teacher"]
+    prefixes = {name.partition(".")[0] for name in teacher}
+    assert prefixes == {"backbone", "dino_head", "ibot_head"}
+    checkpoint = weights(undisturbed, STEPS)
+    assert all(torch.equal(tensor, checkpoint[f"method.teacher.{name}"]) for name, tensor in teacher.items())
+
+
+def test_a_finished_run_says_so_and_changes_nothing(recipe, data, undisturbed):
+    before = (undisturbed / "metrics.jsonl").read_text()
+    again = train(recipe, data, undisturbed)
+    assert again.returncode == 0
+    assert "run undisturbed is finished (16 steps); nothing to do" in again.stdout
+    assert (undisturbed / "metrics.jsonl").read_text() == before
+
+
+def test_five_kills_at_random_moments_change_nothing(recipe, data, undisturbed, place):
+    kill_until_finished(recipe, data, place / "killed", kills=5, seed=1)
+    assert_same_run(undisturbed, place / "killed", STEPS)
+
+
+@pytest.mark.slow
+def test_thirty_kills_at_random_moments_change_nothing(recipe, data, undisturbed, place):
+    for seed in range(6):
+        kill_until_finished(recipe, data, place / f"soak{seed}", kills=5, seed=10 + seed)
+        assert_same_run(undisturbed, place / f"soak{seed}", STEPS)
+
+
+def kill_until_finished(recipe: Path, data: Path, run: Path, kills: int, seed: int) -> None:
+    """Start the same command again and again; SIGKILL it `kills` times, anywhere between first steps and the end."""
+    draw = random.Random(seed)
+    for number in range(kills):
+        process = subprocess.Popen(command(recipe, data, run), env=environment(), stderr=subprocess.DEVNULL)
+        while process.poll() is None and segments(run) <= number:
+            time.sleep(0.01)
+        time.sleep(draw.uniform(0, 2.5))
+        process.kill()
+        assert process.wait() in (-signal.SIGKILL, 0)
+    done = train(recipe, data, run)
+    assert done.returncode == 0, done.stderr
+
+
+def segments(run: Path) -> int:
+    """How often training has begun in this run."""
+    path = run / "provenance.json"
+    return len(json.loads(path.read_text())) if path.exists() else 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_leaves_a_checkpoint_of_its_step_and_the_next_start_goes_on(recipe, data, undisturbed, place, number):
+    run = place / f"signal_{number}"
+    process = subprocess.Popen(command(recipe, data, run), env=environment(), stderr=subprocess.PIPE, text=True)
+    while not (run / "metrics.jsonl").exists():
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 75, said
+    ended = json.loads((run / "exit.json").read_text())
+    assert ended["verdict"] == "interrupted"
+    assert (run / "checkpoints" / f"step_{ended['step']:08d}").is_dir()
+    assert train(recipe, data, run).returncode == 0
+    assert_same_run(undisturbed, run, STEPS)
+
+
+def test_workers_do_not_change_the_run(recipe, data, undisturbed, place):
+    assert train(recipe, data, place / "workers", "train.num_workers=2").returncode == 0
+    assert_same_run(undisturbed, place / "workers", STEPS)
+
+
+def test_two_ranks_train_as_one(recipe, data, place):
+    # Without KoLeo: near its start the features lie so close together that rounding decides who is nearest to whom.
+    steady = ["student.drop_path_rate=0", "dino.koleo_loss_weight=0", "train.global_batch_size=8"]
+    alone = train(recipe, data, place / "one_rank", *steady)
+    assert alone.returncode == 0, alone.stderr
+    together = train(recipe, data, place / "two_ranks", *steady, launcher=TORCHRUN)
+    assert together.returncode == 0, together.stderr
+    for one, two in zip(metrics(place / "one_rank"), metrics(place / "two_ranks"), strict=True):
+        assert one.keys() == two.keys()
+        assert two["total_loss"] == pytest.approx(one["total_loss"], abs=1e-5)
+        assert two["ibot_loss"] == pytest.approx(one["ibot_loss"], abs=1e-5)
+        assert two["grad_norm/backbone"] == pytest.approx(one["grad_norm/backbone"], rel=1e-3)
+
+
+def test_a_full_disk_costs_no_checkpoint_that_was_there(recipe, data, undisturbed, place):
+    run = place / "full_disk"
+    # A file size limit stands for the full disk: the kernel refuses the write in the middle.
+    limited = subprocess.Popen(
+        command(recipe, data, run, "checkpoint.keep_last=10"),
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, resource.RLIM_INFINITY)),
+    )
+    _, said = limited.communicate(timeout=120)
+    assert limited.returncode == 1
+    assert "the checkpoint of step 4 could not be written" in said
+    assert "failure 4 in a row" in said
+    assert list((run / "checkpoints").iterdir()) == []
+    again = train(recipe, data, run, "checkpoint.keep_last=10")
+    assert again.returncode == 0, again.stderr
+    assert_same_run(undisturbed, run, STEPS)
+
+
+def test_a_broken_tile_is_passed_over_by_name_and_counted(recipe, data, place):
+    broken = place / "broken_tile"
+    shutil.copytree(data, broken)
+    damage_a_tile(broken, b"tile_007.png")
+    done = train(recipe, broken, place / "quarantine")
+    assert done.returncode == 0, done.stderr
+    (line,) = [json.loads(line) for line in (place / "quarantine" / "quarantine.jsonl").read_text().splitlines()]
+    assert line["file"] == "tile_007.png"
+    assert line["reason"]
+    assert metrics(place / "quarantine")[-1]["samples_skipped"] >= 3  # 16 steps of 8 see each of 40 tiles 3 times
+    strict = train(recipe, broken, place / "strict", "data.corrupt_samples=raise")
+    assert strict.returncode == 2
+    assert "tile_007.png" in strict.stderr.strip().splitlines()[-1]
+
+
+def damage_a_tile(root: Path, name: bytes) -> None:
+    tar = root / "pretrain_dataset.tar"
+    content = bytearray(tar.read_bytes())
+    start = content.index(name) + 512  # the data follow the header block
+    content[start : start + 200] = bytes(200)
+    tar.write_bytes(content)
+
+
+def test_numbers_that_stay_broken_end_the_run_with_the_evidence(recipe, data, place):
+    run = place / "not_finite"
+    done = train(recipe, data, run, "optim.base_lr=1e30", "optim.warmup_pct=0", "optim.clip_grad=0")
+    assert done.returncode == 2
+    line = done.stderr.strip().splitlines()[-1]
+    assert line.startswith("error: the loss or gradient was not finite for 5 steps in a row")
+    evidence = json.loads(sorted((run / "accidents").iterdir())[0].read_text())
+    assert len(evidence["files"]) == 8
+    assert evidence["values"]["finite"] == "0.0"
+    assert json.loads((run / "exit.json").read_text())["verdict"] == "failed"
+
+
+def test_no_resume_begins_anew_and_keeps_what_was_there(recipe, data, undisturbed, place):
+    run = place / "anew"
+    shutil.copytree(undisturbed, run)
+    done = subprocess.run(
+        [*command(recipe, data, run), "--no-resume"], env=environment(), capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert_same_run(undisturbed, run, STEPS)
+    assert (run / "earlier_1" / "checkpoints" / f"step_{STEPS:08d}").is_dir()
+
+
+def test_another_recipe_does_not_continue_a_run(recipe, data, undisturbed, capsys):
+    words = command(recipe, data, undisturbed, "optim.base_lr=0.1")[3:]
+    line = refusal(capsys, *words)
+    assert "run undisturbed was begun with another recipe (optim.base_lr: 0.002 -> 0.1)" in line
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_over(recipe, data, undisturbed, place, capsys):
+    run = place / "all_damaged"
+    shutil.copytree(undisturbed, run)
+    (run / "exit.json").unlink()
+    for manifest in run.glob("checkpoints/*/manifest.json"):
+        manifest.unlink()
+    line = refusal(capsys, *command(recipe, data, run)[3:])
+    assert "none of the 3 checkpoints of run all_damaged can be used" in line
+
+
+def test_what_is_missing_or_impossible_is_one_line(recipe, data, place, capsys):
+    run = ("--config-file", str(recipe), "--output-dir", str(place / "never"))
+    assert "train.dataset_path" in refusal(capsys, *run)
+    assert "/nowhere" in refusal(capsys, *run, "train.dataset_path=Pathology:root=/nowhere")
+    assert "larger than the data set of 40" in refusal(
+        capsys, *run, f"train.dataset_path=Pathology:root={data}", "train.batch_size_per_gpu=64"
+    )
+    assert "the nearest known key is 'optim.epochs'" in refusal(capsys, *run, "optim.epoch=3")
+    assert "there is no recipe 'tinny'" in refusal(capsys, "--config-file", "tinny")
+
+
+def test_a_truncated_or_exchanged_tar_is_noticed_before_training(recipe, data, place, capsys):
+    for name, spoil in {
+        "truncated": lambda tar: tar.truncate(60_000),
+        "exchanged": lambda tar: tar.write(bytes(512)),
+    }.items():
+        root = place / name
+        shutil.copytree(data, root)
+        with (root / "pretrain_dataset.tar").open("ab") as tar:
+            spoil(tar)
+        words = command(recipe, root, place / f"never_{name}")[3:]
+        assert "pretrain_dataset.tar" in refusal(capsys, *words)
