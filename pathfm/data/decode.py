@@ -8,6 +8,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from pathfm.data.config import MAX_PIXELS
 
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".jp2")
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,

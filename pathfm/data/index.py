@@ -12,6 +12,7 @@ from posixpath import basename, normpath
 
 import numpy as np
 
+from pathfm.data.decode import IMAGE_SUFFIXES
 from pathfm.data.entries import (
     IndexFiles,
     SideCar,
@@ -51,6 +52,14 @@ class IndexRequest:
     def files(self) -> IndexFiles:
         return IndexFiles(self.output_root, self.name, self.suffix)
 
+    def check(self) -> None:
+        """Raises `UserError` when the request contradicts itself."""
+        if self.keep and self.remove:
+            raise UserError("give either a list of names to keep or one of names to remove, not both")
+        for what, value in (("name", self.name), ("suffix", self.suffix)):
+            if "/" in value:
+                raise UserError(f"the {what} '{value}' must not hold a '/'; choose the folder with --output_root")
+
 
 @dataclass(frozen=True)
 class IndexSummary:
@@ -70,13 +79,14 @@ def build_index(request: IndexRequest) -> IndexSummary:
 
     Raises `UserError` for everything that is wrong with the tar, the lists or the labels; then nothing was written.
     """
-    _check(request)
+    request.check()
     selection = _Selection.read(request)
     labels = _Labels.read(request)
     listing = _list_tar(request.tarball_path, with_paths=bool(selection or labels))
     selected = selection.select(listing) if selection else _Selected(np.arange(len(listing)))
     labelled = labels.label(selected.rows, listing) if labels else _Labelled(np.zeros(len(selected.rows), np.uint64))
     rows = selected.rows
+    _warn_of_other_files([listing.names[row] for row in rows])
     entries = new_entries(labelled.class_index, rows, listing.start_offsets[rows], listing.end_offsets[rows])
     return IndexSummary(
         num_files=len(listing),
@@ -87,14 +97,6 @@ def build_index(request: IndexRequest) -> IndexSummary:
         class_names=labels.class_names if labels else {},
         unused_labels=labelled.unused,
     )
-
-
-def _check(request: IndexRequest) -> None:
-    if request.keep and request.remove:
-        raise UserError("give either a list of names to keep or one of names to remove, not both")
-    for what, value in (("name", request.name), ("suffix", request.suffix)):
-        if "/" in value:
-            raise UserError(f"the {what} '{value}' must not hold a '/'; choose the folder with --output_root")
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,13 @@ class _Listing:
 
 
 def _list_tar(path: Path, with_paths: bool) -> _Listing:
-    walk = TarWalk(path)
+    try:
+        return _walked(TarWalk(path), with_paths)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _walked(walk: TarWalk, with_paths: bool) -> _Listing:
     names: list[str] = []
     paths: list[str] = []
     starts, ends = array("Q"), array("Q")
@@ -125,10 +133,10 @@ def _list_tar(path: Path, with_paths: bool) -> _Listing:
         if with_paths:
             paths.append(_path_key(member.path))
     if not names:
-        raise UserError(f"{path} holds no files" + (f" (only {_counts(walk.skipped)})" if walk.skipped else ""))
-    now = path.stat()
+        raise UserError(f"{walk.path} holds no files" + (f" (only {_counts(walk.skipped)})" if walk.skipped else ""))
+    now = walk.path.stat()
     if (now.st_size, now.st_mtime_ns) != (walk.size_bytes, walk.mtime_ns):
-        raise UserError(f"{path} changed while it was read; index it again when it is complete")
+        raise UserError(f"{walk.path} changed while it was read; index it again when it is complete")
     offsets = np.array(starts, np.uint64), np.array(ends, np.uint64)
     return _Listing(names, paths, *offsets, dict(walk.skipped), walk.size_bytes, walk.mtime_ns)
 
@@ -371,11 +379,20 @@ def _warn_of_other_tars(files: IndexFiles, side_car: SideCar) -> None:
             _log.warning("%s is about another tar (%s) than the index made now; make it again too", path, other.tar)
 
 
+def _warn_of_other_files(names: Sequence[str]) -> None:
+    others = [name for name in names if not name.lower().endswith(IMAGE_SUFFIXES)]
+    if others:
+        _log.warning("%d of the files do not look like images: %s", len(others), _listed(map(printable, others)))
+
+
 def _read_text(path: Path) -> str:
     """A text file; bytes that are no UTF-8 stay as they are, so that odd file names still match the tar's."""
     if not path.is_file():
         raise UserError(f"there is no file {path}")
-    return path.read_bytes().removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
+    try:
+        return path.read_bytes().removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def _listed(items: Iterable[str]) -> str:

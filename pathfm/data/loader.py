@@ -3,11 +3,13 @@
 What a batch holds depends on its step alone: not on the number of workers, and, put together, not on the ranks.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from threading import Thread
 from typing import Protocol
 
 import numpy as np
@@ -151,11 +153,24 @@ def _worker_context() -> ForkServerContext:
 
 
 def _start_worker(worker: int) -> None:
-    """One thread each: the workers are the parallelism."""
+    """One computing thread each: the workers are the parallelism."""
     import cv2
 
+    Thread(target=_leave_with_the_trainer, daemon=True).start()
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
+
+
+def _leave_with_the_trainer() -> None:
+    """A trainer that is killed cannot say goodbye.
+
+    Torch's own watch looks at a worker's parent, which is here the fork server, and the server stays while a worker
+    lives: without this they would keep each other, and their memory, alive for ever.
+    """
+    trainer = parent_process()
+    assert trainer is not None
+    trainer.join()
+    os._exit(1)
 
 
 def _with_clear_deaths(loader: DataLoader[Batch | UserError]) -> Iterator[Batch]:

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from pathfm.data.decode import IMAGE_SUFFIXES
 from pathfm.data.entries import printable, read_side_car
 from pathfm.data.index import IndexRequest, IndexSummary, build_index
 from pathfm.errors import UserError
 from pathfm.files import written_aside
 from pathfm.log import progress
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".jp2")
 
 
 @dataclass(frozen=True)
@@ -56,6 +55,8 @@ def pack(request: PackRequest) -> PackSummary:
     Raises `UserError` when the folder is missing or without images, a link is broken, a file cannot be read, or a tar
     of other content is there and `force` is not set.
     """
+    index_request = IndexRequest(request.tar, request.output, request.name, request.suffix, command=request.command)
+    index_request.check()
     images, skipped = _images_in(request.folder)
     was_there = request.tar.exists() and _holds(request.tar, images)
     if not was_there:
@@ -65,7 +66,6 @@ def pack(request: PackRequest) -> PackSummary:
                 "choose another --name or --output, or replace it with --force"
             )
         _write(request.tar, images)
-    index_request = IndexRequest(request.tar, request.output, request.name, request.suffix, command=request.command)
     index = None if was_there and _is_indexed(index_request, len(images)) else build_index(index_request)
     return PackSummary(len(images), skipped, was_there, index)
 

@@ -206,3 +206,9 @@ def test_a_tar_without_files_is_refused(tmp_path, write_tar):
     tar = write_tar(tmp_path / "t.tar", {"._a.jpg": b"x"})
     with pytest.raises(UserError, match=r"holds no files \(only 1 macOS companions"):
         build_index(IndexRequest(tar, tmp_path / "out"))
+
+
+def test_files_that_do_not_look_like_images_are_warned_of(tmp_path, write_tar, warnings_logged):
+    tar = write_tar(tmp_path / "t.tar", {"a.JPG": b"x", "Thumbs.db": b"x"})
+    assert build_index(IndexRequest(tar, tmp_path / "out")).num_entries == 2
+    assert warnings_logged == ["1 of the files do not look like images: Thumbs.db"]

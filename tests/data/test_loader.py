@@ -1,5 +1,8 @@
 import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -149,6 +152,53 @@ def test_loading_leaves_the_global_random_state_alone(tiles_root, num_workers):
     batches(tiles_root, num_workers=num_workers)
     assert torch.equal(before[0], torch.get_rng_state())
     assert (before[1] == np.random.get_state()[1]).all()
+
+
+FOR_EVER = """
+import sys, time
+from pathlib import Path
+from pathfm.data.loader import load_batches
+from pathfm.data.order import BatchPlan, SampleOrder
+from pathfm.data.pathology import Pathology
+from pathfm.batch import Batch
+
+def assemble(samples, step):
+    import os, torch
+    Path(sys.argv[0]).with_name(f"worker_{os.getpid()}").touch()
+    return Batch(*[torch.zeros(1)] * 7)
+
+if __name__ == "__main__":
+    dataset = Pathology(Path(sys.argv[1]))
+    order, plan = SampleOrder(len(dataset), 0), BatchPlan(4)
+    stream = load_batches(dataset, order, plan, assemble, start_step=0, stop_step=10**6, num_workers=2)
+    next(stream), next(stream)
+    time.sleep(600)
+"""
+
+
+def test_no_worker_outlives_a_trainer_that_is_killed(tiles_root, tmp_path):
+    (tmp_path / "trainer.py").write_text(FOR_EVER)
+    trainer = subprocess.Popen([sys.executable, tmp_path / "trainer.py", tiles_root])
+    workers = wait_for(
+        lambda: [int(path.name[7:]) for path in tmp_path.glob("worker_*")], lambda found: len(found) == 2
+    )
+    trainer.kill()
+    trainer.wait()
+    assert not wait_for(lambda: [pid for pid in workers if is_running(pid)], lambda running: not running)
+
+
+def wait_for(look, enough, seconds=60):
+    """What `look` sees once it is enough, or at the end of the time."""
+    until = time.monotonic() + seconds
+    while not enough(seen := look()) and time.monotonic() < until:
+        time.sleep(0.05)
+    return seen
+
+
+def is_running(pid: int) -> bool:
+    """A process that nobody has waited for yet (a zombie) does not run."""
+    status = Path(f"/proc/{pid}/stat")
+    return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 def test_a_loader_may_be_left_in_the_middle(tiles_root):

@@ -125,3 +125,9 @@ def test_a_disk_that_is_full_leaves_nothing_behind(folder, tmp_path, monkeypatch
     with pytest.raises(UserError, match=r"cannot write .*pretrain_dataset.tar: No space left"):
         pack(request(folder, tmp_path))
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_name_with_a_slash_is_refused_before_anything_is_written(folder, tmp_path):
+    with pytest.raises(UserError, match="must not hold a '/'"):
+        pack(PackRequest(folder, "a/b", tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
