@@ -4,9 +4,10 @@ What a batch holds depends on its step alone: not on the number of workers, and,
 """
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context, parent_process, resource_tracker
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from threading import Thread
@@ -22,9 +23,9 @@ from pathfm.data.config import MAX_PIXELS, CorruptPolicy
 from pathfm.data.decode import DecodeError, decode
 from pathfm.data.order import BatchPlan, SampleOrder
 from pathfm.errors import UserError
-from pathfm.log import get_logger
 
-_log = get_logger(__name__)
+_SHIELDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+_SECONDS_BETWEEN_LOOKS = 1.0  # of a worker for its trainer
 
 
 class ImageDataset(Protocol):
@@ -152,30 +153,48 @@ def _worker_context() -> ForkServerContext:
     return context
 
 
+def _born_shielded(loader: DataLoader[Batch | UserError]) -> Iterator[Batch | UserError]:
+    """Start the workers with the signals blocked that mean "save and leave" to a trainer.
+
+    Slurm and a terminal send them to every process of the trainer's group: workers that obeyed would be gone when it
+    asks them for its last batch. A mask, unlike a handler, is there from a process's birth, and survives fork and exec.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SHIELDED)
+    try:
+        resource_tracker.ensure_running()  # first, because starting it unblocks TERM and INT here (bpo-33613)
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SHIELDED)
+        return iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start_worker(worker: int) -> None:
     """One computing thread each: the workers are the parallelism."""
     import cv2
 
-    Thread(target=_leave_with_the_trainer, daemon=True).start()
+    Thread(target=_obey_the_trainer_alone, daemon=True).start()
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
 
 
-def _leave_with_the_trainer() -> None:
-    """A trainer that is killed cannot say goodbye.
+def _obey_the_trainer_alone() -> None:
+    """Leave when the trainer says so or is gone, and for no one else's signals.
 
-    Torch's own watch looks at a worker's parent, which is here the fork server, and the server stays while a worker
-    lives: without this they would keep each other, and their memory, alive for ever.
+    A trainer that is killed cannot say goodbye, and torch's own watch looks at a worker's parent, which is here the
+    fork server; the server stays while a worker lives, so they would keep each other alive for ever.
     """
     trainer = parent_process()
     assert trainer is not None
-    trainer.join()
+    while trainer.is_alive():
+        came = signal.sigtimedwait(_SHIELDED, _SECONDS_BETWEEN_LOOKS)
+        if came is not None and came.si_signo == signal.SIGTERM and came.si_pid == trainer.pid:
+            break
     os._exit(1)
 
 
 def _with_clear_deaths(loader: DataLoader[Batch | UserError]) -> Iterator[Batch]:
     """The loader's batches; a user's mistake is raised here, and a worker's death is explained."""
-    items = iter(loader)
+    items = _born_shielded(loader)
     while True:
         try:
             item = next(items, None)
@@ -216,5 +235,4 @@ def _watched(
             what = f"{skipped.file} in {dataset.tar_of(skipped.sample)} cannot be decoded: {skipped.reason}"
             if policy.is_broken_by(num_skipped, num_read):
                 raise UserError(f"{what} ({num_skipped} of {num_read} samples read; data.corrupt_samples)")
-            _log.warning("%s; the next sample that can be decoded takes its place", what)
         yield replace(batch, skipped=named) if named else batch
