@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 
-from pathfm.augment.config import AugmentConfig, CropsConfig
+from pathfm.augment.config import AugmentConfig, CropsConfig, patches_per_side, resolve
 from pathfm.checkpoint.config import CheckpointConfig
 from pathfm.config import Layer, Section, build, differences, find_file, overrides_layer, read_layer
 from pathfm.data.config import DataConfig
@@ -49,14 +49,8 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _crops_are_whole_patches(self) -> "Recipe":
-        patch = self.student.patch_size
         for name in ("global_crops_size", "local_crops_size"):
-            if (size := getattr(self.crops, name)) % patch:
-                below = size // patch * patch
-                raise ValueError(
-                    f"crops.{name} is {size} px, not a whole number of student.patch_size {patch} px patches; "
-                    f"the nearest sizes are {below} and {below + patch}"
-                )
+            patches_per_side(getattr(self.crops, name), self.student.patch_size, f"crops.{name}")
         return self
 
 
@@ -76,6 +70,12 @@ def read_recipe(path: Path | None, overrides: Sequence[str] = ()) -> ReadRecipe:
     layers = [_translate(layer, epochs, notes) for layer in layers]
     defaults = Layer("the defaults", Recipe().model_dump(mode="json"))  # so that ${group.key} may refer to them
     return ReadRecipe(build(Recipe, [defaults, *layers]), tuple(notes))
+
+
+def written_out(recipe: Recipe) -> Recipe:
+    """The same recipe with every number of its presets, so that a preset that changes one day leaves it as it was."""
+    numbers = resolve(recipe.augment).model_dump()
+    return recipe.model_copy(update={"augment": AugmentConfig(preset=recipe.augment.preset, **numbers)})
 
 
 def find_config(name: str, directory: Path) -> Path:

@@ -1,5 +1,6 @@
 """The process group of a run, for as long as it lasts."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -21,6 +22,13 @@ def device_of(ranks: Ranks, requested: str) -> torch.device:
     device = torch.device("cuda", ranks.local_rank % torch.cuda.device_count())
     torch.cuda.set_device(device)
     return device
+
+
+def demand_same_numbers(device: torch.device) -> None:
+    """Kernels that add up in the same order every time, where there are any: a resumed run must equal its other half."""
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for; read at its first call
+        torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 @contextmanager

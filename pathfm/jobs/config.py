@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from pathfm.config import to_yaml
 from pathfm.jobs.arguments import CONFIGS, parse_with_overrides
-from pathfm.recipe import find_config, read_recipe
+from pathfm.recipe import find_config, read_recipe, written_out
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -16,5 +16,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     read = read_recipe(find_config(arguments.config, CONFIGS), arguments.overrides)
     for note in read.notes:
         print(f"note: {note}", file=sys.stderr)
-    print(to_yaml(read.recipe), end="")
+    print(to_yaml(written_out(read.recipe)), end="")
     return 0

@@ -17,7 +17,7 @@ from pathfm.data.order import BatchPlan, SampleOrder
 from pathfm.data.pathology import Pathology, open_dataset
 from pathfm.dist.collect import sum_over_ranks
 from pathfm.dist.env import Ranks, ranks_from_environment
-from pathfm.dist.groups import device_of, process_group
+from pathfm.dist.groups import demand_same_numbers, device_of, process_group
 from pathfm.errors import UserError
 from pathfm.files import written_aside
 from pathfm.jobs.arguments import CONFIGS, parse_with_overrides
@@ -54,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for note in read.notes:
         _log.info("%s", note)
     device = device_of(ranks, read.recipe.train.device)
+    demand_same_numbers(device)
     with process_group(ranks, device), ExitStack() as stack:
         run = claim_run(stack, directory, begin_anew=arguments.no_resume)
         return pretrain(read.recipe, run, ranks, device)

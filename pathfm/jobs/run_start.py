@@ -11,7 +11,7 @@ from pathfm.errors import UserError
 from pathfm.files import write_text
 from pathfm.lifecycle.run import Run
 from pathfm.log import get_logger
-from pathfm.recipe import Recipe, changes_of_identity
+from pathfm.recipe import Recipe, changes_of_identity, written_out
 from pathfm.training.plan import global_batch_size
 from pathfm.training.state import TrainingState
 
@@ -43,18 +43,14 @@ def settle_recipe(recipe: Recipe, run: Run, ranks: Ranks) -> Recipe:
 
 
 def _begin(recipe: Recipe, ranks: Ranks, run: Run) -> Recipe:
-    batch = global_batch_size(recipe.train, ranks.world_size)
-    settled = recipe.model_copy(
-        update={"train": recipe.train.model_copy(update={"global_batch_size": batch, "output_dir": ""})}
-    )
+    settled = _settled(recipe, global_batch_size(recipe.train, ranks.world_size))
     write_text(run.recipe, to_yaml(settled))
     return settled
 
 
 def _as_begun(recipe: Recipe, run: Run) -> Recipe:
     begun = build(Recipe, [read_layer(run.recipe)])
-    batch = recipe.train.global_batch_size or begun.train.global_batch_size
-    recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"global_batch_size": batch})})
+    recipe = _settled(recipe, recipe.train.global_batch_size or begun.train.global_batch_size)
     if changes := changes_of_identity(begun, recipe):
         raise UserError(
             f"run {run.name} was begun with another recipe ({'; '.join(changes[:3])}"
@@ -62,6 +58,11 @@ def _as_begun(recipe: Recipe, run: Run) -> Recipe:
             "take another run name, or --no-resume to begin anew (what is there is kept)"
         )
     return recipe
+
+
+def _settled(recipe: Recipe, global_batch: int | None) -> Recipe:
+    train = recipe.train.model_copy(update={"global_batch_size": global_batch, "output_dir": ""})
+    return written_out(recipe).model_copy(update={"train": train})
 
 
 def resume(state: TrainingState, store: Store, run: Run, ranks: Ranks) -> None:
