@@ -14,12 +14,13 @@ import platform
 import shutil
 import subprocess
 import sys
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 
@@ -58,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _one_seed(arguments: "Namespace", overrides: Sequence[str], seed: int) -> dict:
+def _one_seed(arguments: Namespace, overrides: Sequence[str], seed: int) -> dict:
     work = arguments.work / f"seed_{seed}"
     first, second = split(read_tiles(arguments.data), seed)
     _pack(first, work)
@@ -116,8 +117,9 @@ def _score(recipe: Recipe, weights: Path | None, first: Sequence[Tile], second: 
         teacher = torch.load(weights, weights_only=True)["teacher"]
         own = {name.removeprefix("backbone."): value for name, value in teacher.items() if name.startswith("backbone.")}
         backbone.load_state_dict(own)
+    side = recipe.crops.global_crops_size
     features = [
-        class_token_features(lambda images: backbone([images])[0].cls, _images(tiles), torch.device("cpu"))
+        class_token_features(lambda images: backbone([images])[0].cls, _images(tiles, side), torch.device("cpu"))
         for tiles in (first, second)
     ]
     labels = [torch.tensor([tile.label for tile in tiles]) for tiles in (first, second)]
@@ -127,9 +129,10 @@ def _score(recipe: Recipe, weights: Path | None, first: Sequence[Tile], second: 
     }
 
 
-def _images(tiles: Sequence[Tile]):
+def _images(tiles: Sequence[Tile], side: int) -> Iterator[np.ndarray]:
+    """Tiles at the size of the global crops, as evaluations of DINO and DINOv2 do."""
     for tile in progress(tiles, "features", unit="tiles"):
-        yield decode(tile.path.read_bytes())
+        yield cv2.resize(decode(tile.path.read_bytes()), (side, side), interpolation=cv2.INTER_AREA)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ M masked patches of the batch. Crops are view-major: crop v of sample b is row v
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -78,6 +79,13 @@ def normalise_crops(crops: Tensor, dtype: torch.dtype = torch.float32) -> Tensor
     """uint8 [N, 3, H, W] -> float with ImageNet mean and standard deviation; float crops only change dtype."""
     if crops.dtype != torch.uint8:
         return crops.to(dtype)
-    mean = crops.new_tensor(IMAGENET_MEAN, dtype=torch.float32).mul_(255).view(1, 3, 1, 1)
-    std = crops.new_tensor(IMAGENET_STD, dtype=torch.float32).mul_(255).view(1, 3, 1, 1)
+    mean, std = _statistics(crops.device)
     return ((crops.float() - mean) / std).to(dtype)
+
+
+@lru_cache  # a tensor made anew at every step would make the host wait for the device
+def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of bytes, [1, 3, 1, 1] each."""
+    with torch.inference_mode(False):
+        mean, std = torch.tensor([IMAGENET_MEAN, IMAGENET_STD], device=device).mul(255).view(2, 1, 3, 1, 1)
+    return mean, std

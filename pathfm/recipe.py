@@ -21,6 +21,7 @@ from pathfm.training.config import OptimConfig, TrainConfig
 SPEED_ONLY = (
     "train.num_workers",
     "train.device",
+    "train.deterministic",
     "train.log_every_steps",
     "train.output_dir",
     "student.attention",

@@ -24,11 +24,15 @@ def device_of(ranks: Ranks, requested: str) -> torch.device:
     return device
 
 
-def demand_same_numbers(device: torch.device) -> None:
-    """Kernels that add up in the same order every time, where there are any: a resumed run must equal its other half."""
-    if device.type == "cuda":
+def demand_same_numbers(device: torch.device, wanted: bool) -> None:
+    """Only kernels that add up in the same order every time: a resumed run must equal one that was left alone.
+
+    An operation without such a kernel then raises an error that names it; warnings alone would leave attention's
+    backward pass as it is.
+    """
+    if wanted and device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for; read at its first call
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.use_deterministic_algorithms(True)
 
 
 @contextmanager

@@ -26,7 +26,7 @@ def problems_of_run(recipe: Recipe, run_dir: Path, ranks: int, container: Contai
     try:
         num_samples = len(open_dataset(_on_host(recipe.train.dataset_path, container or Container())))
         if not (run_dir / "recipe.yaml").exists():  # a run that goes on keeps the batch of its first start
-            plan_training(recipe.train, recipe.optim, recipe.teacher, ranks, num_samples)
+            plan_training(recipe.train, recipe.optim, recipe.teacher, recipe.dino, ranks, num_samples)
     except UserError as error:
         yield str(error)
 

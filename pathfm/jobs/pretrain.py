@@ -27,6 +27,7 @@ from pathfm.jobs.schedule import draw_plan
 from pathfm.lifecycle.run import EXIT_INTERRUPTED, Run
 from pathfm.lifecycle.signals import noted
 from pathfm.log import get_logger, start_logging
+from pathfm.models.attention import choose_backend
 from pathfm.models.build import build_backbone
 from pathfm.random_streams import derived_seed
 from pathfm.recipe import Recipe, find_config, read_recipe
@@ -35,7 +36,7 @@ from pathfm.track.console import Console
 from pathfm.training.loop import Loop, Surroundings, Verdict
 from pathfm.training.plan import TrainingPlan, plan_training
 from pathfm.training.state import TrainingState
-from pathfm.training.step import build_optimizer, build_scaler
+from pathfm.training.step import build_optimizer, build_scaler, compute_dtype
 
 _log = get_logger(__name__)
 
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for note in read.notes:
         _log.info("%s", note)
     device = device_of(ranks, read.recipe.train.device)
-    demand_same_numbers(device)
+    demand_same_numbers(device, read.recipe.train.deterministic)
     with process_group(ranks, device), ExitStack() as stack:
         run = claim_run(stack, directory, begin_anew=arguments.no_resume)
         return pretrain(read.recipe, run, ranks, device)
@@ -66,13 +67,16 @@ def pretrain(recipe: Recipe, run: Run, ranks: Ranks, device: torch.device) -> in
         raise UserError("no data set is given; add train.dataset_path=Pathology:root=FOLDER")
     dataset = open_dataset(recipe.train.dataset_path)
     recipe = settle_recipe(recipe, run, ranks)
-    plan = plan_training(recipe.train, recipe.optim, recipe.teacher, ranks.world_size, len(dataset))
+    plan = plan_training(recipe.train, recipe.optim, recipe.teacher, recipe.dino, ranks.world_size, len(dataset))
     if run.is_done(plan.total_steps):
         if ranks.is_first:
             print(f"run {run.name} is finished ({plan.total_steps:,} steps); nothing to do\n{where_everything_is(run)}")
         return 0
     data = _Data(recipe, plan, dataset, device)
-    state = _fresh_state(recipe, device)
+    state = _fresh_state(recipe, plan, device)
+    if device.type == "cuda":
+        backend = choose_backend(recipe.student.attention, device, compute_dtype(recipe.train))
+        _log.info("attention by %s on %s", backend, torch.cuda.get_device_name(device))
     store = Store(run.checkpoints, recipe.checkpoint)
     resume(state, store, run, ranks)
     if ranks.is_first:
@@ -142,7 +146,7 @@ class _Data:
         )
 
 
-def _fresh_state(recipe: Recipe, device: torch.device) -> TrainingState:
+def _fresh_state(recipe: Recipe, plan: TrainingPlan, device: torch.device) -> TrainingState:
     torch.manual_seed(derived_seed(recipe.train.seed, 0, "initial weights"))
     size = recipe.crops.global_crops_size
     method = DINOv2(
@@ -151,17 +155,10 @@ def _fresh_state(recipe: Recipe, device: torch.device) -> TrainingState:
         recipe.dino,
         recipe.ibot,
         centering=recipe.train.centering,
-        koleo_group_size=_koleo_group_size(recipe),
+        koleo_group_size=plan.koleo_group_size,
         total=sum_over_ranks,
     ).to(device)
     return TrainingState(method, build_optimizer(method, recipe.optim, device), build_scaler(device))
-
-
-def _koleo_group_size(recipe: Recipe) -> int:
-    # DINOv2 spreads features within a rank's batch; we do so within groups of the size that the recipe calls a rank's
-    # batch, so that training on another number of ranks changes nothing.
-    assert recipe.train.global_batch_size is not None  # settled at the first start
-    return recipe.dino.koleo_group_size or min(recipe.train.batch_size_per_gpu, recipe.train.global_batch_size)
 
 
 def _draw_previews(run: Run, recipe: Recipe, plan: TrainingPlan, data: _Data) -> None:

@@ -51,7 +51,7 @@ def _plan(recipe: Recipe, gpus: int, samples: int | None) -> TrainingPlan:
         )
     if samples is None and train.epoch_length is None:
         train = train.model_copy(update={"epoch_length": _USUAL_EPOCH_LENGTH})
-    return plan_training(train, recipe.optim, recipe.teacher, gpus, samples)
+    return plan_training(train, recipe.optim, recipe.teacher, recipe.dino, gpus, samples)
 
 
 def _table(plan: TrainingPlan) -> str:

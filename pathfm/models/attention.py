@@ -90,7 +90,8 @@ def _block_diagonal_mask(layout: Layout, device: torch.device) -> Any:
     from xformers.ops import fmha
 
     lengths = [tokens for crops, tokens in layout for _ in range(crops)]
-    return fmha.attn_bias.BlockDiagonalMask.from_seqlens(lengths, device=device)
+    with torch.inference_mode(False):  # kept for later calls, which may train
+        return fmha.attn_bias.BlockDiagonalMask.from_seqlens(lengths, device=device)
 
 
 @lru_cache

@@ -23,6 +23,7 @@ class TrainConfig(Section):
     # below: speed and reporting only
     num_workers: int = Field(8, ge=0)
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    deterministic: bool = True  # on CUDA: the same numbers each time; false allows faster attention kernels
     log_every_steps: int = Field(10, ge=1)
 
 

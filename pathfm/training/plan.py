@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from pathfm.errors import UserError
 from pathfm.schedule import CosineSchedule, StepSchedules
-from pathfm.ssl.config import TeacherConfig
+from pathfm.ssl.config import DinoConfig, TeacherConfig
 from pathfm.training.config import OptimConfig, TrainConfig
 
 
@@ -16,6 +16,7 @@ class TrainingPlan:
     global_batch_size: int
     epoch_length: int  # steps
     total_steps: int
+    koleo_group_size: int  # samples
     peak_lr: float
     schedules: StepSchedules
 
@@ -25,10 +26,19 @@ def global_batch_size(train: TrainConfig, world_size: int) -> int:
 
 
 def plan_training(
-    train: TrainConfig, optim: OptimConfig, teacher: TeacherConfig, world_size: int, num_samples: int | None
+    train: TrainConfig,
+    optim: OptimConfig,
+    teacher: TeacherConfig,
+    dino: DinoConfig,
+    world_size: int,
+    num_samples: int | None,
 ) -> TrainingPlan:
-    """Raises `UserError` when the batch is larger than the data set or neither gives the epoch length."""
+    """Raises `UserError` when the batch is larger than the data set or cannot be shared by the ranks, and when neither
+    the data set nor the recipe gives the epoch length.
+    """
     batch = global_batch_size(train, world_size)
+    if batch % world_size:
+        raise UserError(f"a global batch of {batch} cannot be shared equally by {world_size} ranks")
     if num_samples is not None and batch > num_samples:
         raise UserError(
             f"the global batch of {batch} is larger than the data set of {num_samples} samples; "
@@ -39,7 +49,24 @@ def plan_training(
         raise UserError("the length of an epoch is unknown: name a data set (train.dataset_path) or train.epoch_length")
     total_steps = optim.total_steps or max(1, round(optim.epochs * epoch_length))
     peak_lr = optim.base_lr * _batch_factor(optim.scaling_rule, batch)
-    return TrainingPlan(batch, epoch_length, total_steps, peak_lr, _schedules(optim, teacher, peak_lr, total_steps))
+    schedules = _schedules(optim, teacher, peak_lr, total_steps)
+    return TrainingPlan(
+        batch, epoch_length, total_steps, _koleo_group(train, dino, batch, world_size), peak_lr, schedules
+    )
+
+
+def _koleo_group(train: TrainConfig, dino: DinoConfig, batch: int, world_size: int) -> int:
+    # DINOv2 spreads the features within a rank's batch; we do so within groups of the size that the recipe calls a
+    # rank's batch, so that another number of ranks changes nothing.
+    group = dino.koleo_group_size or min(train.batch_size_per_gpu, batch)
+    rank_batch = batch // world_size
+    if dino.koleo_loss_weight and rank_batch % group:
+        raise UserError(
+            f"KoLeo's groups of {group} samples do not fit the {rank_batch} samples that each of {world_size} ranks "
+            f"gets of a global batch of {batch}; use fewer ranks, or begin the run with a dino.koleo_group_size "
+            "that divides them"
+        )
+    return group
 
 
 def _batch_factor(rule: str, batch: int) -> float:

@@ -17,6 +17,11 @@ from pathfm.training.config import OptimConfig, TrainConfig
 from pathfm.training.state import TrainingState
 
 
+def compute_dtype(train: TrainConfig) -> torch.dtype:
+    """Of matrix products and attention in the forward and backward pass."""
+    return torch.bfloat16 if train.precision == "bf16" else torch.float32
+
+
 def build_optimizer(method: Method, config: OptimConfig, device: torch.device) -> Optimizer:
     """AdamW over the student's parameter groups."""
     groups = parameter_groups(
@@ -28,7 +33,7 @@ def build_optimizer(method: Method, config: OptimConfig, device: torch.device) -
 
 def build_scaler(device: torch.device) -> GradScaler:
     """Here to pass over steps with non-finite gradients, not to scale: fp32 and bf16 have the range they need."""
-    return GradScaler(device.type, init_scale=1.0, growth_interval=2**31 - 1)
+    return GradScaler(device.type, init_scale=1.0)
 
 
 def train_step(
@@ -42,14 +47,14 @@ def train_step(
     # Drop path draws from torch's generators; seeding them by step and rank makes a resumed step draw the same.
     torch.manual_seed(derived_seed(train.seed, state.step, f"drop path of rank {rank}"))
     apply_schedule(state.optimizer, values)
-    with torch.autocast(device.type, torch.bfloat16, enabled=train.precision == "bf16"):
+    with torch.autocast(device.type, torch.bfloat16, enabled=compute_dtype(train) == torch.bfloat16):
         losses = state.method.losses(batch.normalised(), values.teacher_temp)
     state.scaler.scale(losses.total).backward()
     average_over_ranks_(list(_gradients(state)))
     state.scaler.unscale_(state.optimizer)
     norms = _clip(state, optim.clip_grad)
     state.scaler.step(state.optimizer)
-    state.scaler.update()
+    state.scaler.update(1.0)  # a passed-over step would halve it
     state.optimizer.zero_grad(set_to_none=True)
     state.method.update_teacher(values.momentum)
     state.step += 1

@@ -1,19 +1,22 @@
 import pytest
 
 from pathfm.errors import UserError
-from pathfm.ssl.config import TeacherConfig
+from pathfm.ssl.config import DinoConfig, TeacherConfig
 from pathfm.training.config import OptimConfig, TrainConfig
 from pathfm.training.plan import plan_training
 
 
-def plan(samples: int | None = 1000, ranks: int = 2, optim: OptimConfig | None = None, **train):
+def plan(
+    samples: int | None = 1000, ranks: int = 2, optim: OptimConfig | None = None, koleo: int | None = None, **train
+):
     settings = TrainConfig(**{"batch_size_per_gpu": 32, **train})
-    return plan_training(settings, optim or OptimConfig(epochs=10), TeacherConfig(), ranks, samples)
+    optim = optim or OptimConfig(epochs=10)
+    return plan_training(settings, optim, TeacherConfig(), DinoConfig(koleo_group_size=koleo), ranks, samples)
 
 
 def test_the_batch_of_a_recipe_is_per_gpu_until_it_is_fixed():
     assert plan().global_batch_size == 64
-    assert plan(global_batch_size=16).global_batch_size == 16
+    assert plan(global_batch_size=128).global_batch_size == 128
 
 
 def test_steps_follow_from_samples_epochs_and_batch():
@@ -53,3 +56,19 @@ def test_a_batch_larger_than_the_data_set_is_refused_with_what_fits():
 def test_an_unknown_epoch_length_is_refused():
     with pytest.raises(UserError, match="length of an epoch is unknown"):
         plan(samples=None)
+
+
+def test_koleos_groups_are_the_recipes_rank_batch_whatever_the_ranks():
+    assert plan(ranks=2).koleo_group_size == 32
+    assert plan(ranks=1, global_batch_size=64).koleo_group_size == 32
+    assert plan(ranks=4, global_batch_size=64, koleo=8).koleo_group_size == 8
+
+
+def test_koleos_groups_that_do_not_fit_a_ranks_batch_are_refused_before_the_first_step():
+    with pytest.raises(UserError, match=r"groups of 32 samples do not fit the 16 samples that each of 4 ranks"):
+        plan(ranks=4, global_batch_size=64)
+
+
+def test_a_batch_that_ranks_cannot_share_is_refused():
+    with pytest.raises(UserError, match="64 cannot be shared equally by 3 ranks"):
+        plan(ranks=3, global_batch_size=64)
