@@ -35,6 +35,7 @@ def decode(encoded: bytes, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "H
     try:
         with Image.open(BytesIO(encoded)) as image:
             _refuse_bomb(image, max_pixels)
+            image.load()  # first: Pillow itself turns TIFFs upright here, and then forgets their orientation
             orientation = _orientation(image)
             rgb = _on_white(image)
     except (DecodeError, MemoryError):

@@ -38,8 +38,9 @@ def test_real_tiles_decode_as_pillow_decodes_them(shared_data):
         np.testing.assert_array_equal(decode(path.read_bytes()), np.asarray(Image.open(path)))
 
 
+@pytest.mark.parametrize("format", ["PNG", "TIFF", "JPEG"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_rotation_is_undone(orientation):
+def test_exif_rotation_is_undone(orientation, format):
     """Turn the picture as a camera of that orientation would have stored it; what comes out is upright."""
     upright = np.asarray(smooth())
     stored = {
@@ -54,8 +55,9 @@ def test_exif_rotation_is_undone(orientation):
     }[orientation]
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
-    image = decode(encoded(Image.fromarray(np.ascontiguousarray(stored)), "PNG", exif=exif))
-    np.testing.assert_array_equal(image, upright)
+    image = decode(encoded(Image.fromarray(np.ascontiguousarray(stored)), format, exif=exif))
+    assert image.shape == upright.shape
+    assert np.abs(image - upright.astype(int)).mean() <= (3 if format == "JPEG" else 0)
 
 
 def test_alpha_is_laid_on_white():
