@@ -1,4 +1,5 @@
 import pytest
+from PIL import Image
 
 from pathfm.config import build, overrides_layer
 from pathfm.data.config import CorruptPolicy, DataConfig
@@ -21,5 +22,12 @@ def test_a_limit_is_judged_from_the_thousandth_sample_on():
     assert not policy.is_broken_by(num_skipped=10, num_read=16)
     assert policy.is_broken_by(num_skipped=11, num_read=1000)
     assert not policy.is_broken_by(num_skipped=20, num_read=2000)
-    assert not CorruptPolicy.parse("skip").is_broken_by(num_skipped=999, num_read=1000)
+    assert not CorruptPolicy.parse("skip").is_broken_by(num_skipped=1001, num_read=1000)
     assert CorruptPolicy.parse("raise").is_broken_by(num_skipped=1, num_read=10**9)
+
+
+def test_more_pixels_than_pillow_itself_allows_cannot_be_asked_for():
+    pillows_own = 2 * Image.MAX_IMAGE_PIXELS
+    assert build(DataConfig, [overrides_layer([f"max_pixels={pillows_own}"])]).max_pixels == pillows_own
+    with pytest.raises(UserError, match=f"max_pixels.*{pillows_own}"):
+        build(DataConfig, [overrides_layer([f"max_pixels={pillows_own + 1}"])])
