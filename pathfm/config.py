@@ -4,7 +4,6 @@ Later layers win. Whatever is wrong becomes one line that names the key, the val
 and, for a mistyped key, the nearest known one.
 """
 
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pathfm.errors import UserError
+from pathfm.errors import UserError, nearest
 
 
 class Section(BaseModel):
@@ -60,7 +59,7 @@ def find_file(name: str, directory: Path, what: str) -> Path:
     if (path := directory / f"{name}.yaml").is_file():
         return path
     known = sorted(file.stem for file in directory.glob("*.yaml"))
-    near = " or ".join(f"'{other}'" for other in difflib.get_close_matches(name, known, n=3, cutoff=0.5))
+    near = " or ".join(f"'{other}'" for other in nearest(name, known, at_most=3))
     hint = f"; did you mean {near}?" if near else ";"
     raise UserError(f"there is no {what} '{name}' in {directory}{hint} there are: {', '.join(known) or 'none'}")
 
@@ -138,7 +137,7 @@ def _nearest(key: str, model: type[BaseModel]) -> str:
     if (same_leaf := [n for n in names if n.rpartition(".")[2] == key.rpartition(".")[2]]) and "." in key:
         candidates = same_leaf
     else:
-        candidates = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
+        candidates = nearest(key, names)
     return f"; the nearest known key is '{candidates[0]}'" if candidates else ""
 
 

@@ -6,7 +6,6 @@ import re
 from array import array
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from posixpath import basename, normpath
 
@@ -25,11 +24,10 @@ from pathfm.data.entries import (
     write_side_car,
 )
 from pathfm.data.tar_walk import TarMember, TarWalk
-from pathfm.errors import UserError
+from pathfm.errors import UserError, listed
 from pathfm.log import get_logger, progress
 
 _log = get_logger(__name__)
-_LISTED = 10  # how many wrong names or rows a message lists
 
 
 @dataclass(frozen=True)
@@ -177,7 +175,7 @@ class _Found:
             )
             same_path = all("/" in key for key in twice)
             advice = "repack it so that every path is unique" if same_path else "name them by their full path in it"
-            raise UserError(f"{source} names files that occur more than once in the tar; {advice}: {_listed(places)}")
+            raise UserError(f"{source} names files that occur more than once in the tar; {advice}: {listed(places)}")
 
 
 def _find(keys: Container[str], listing: _Listing) -> _Found:
@@ -240,31 +238,34 @@ class _Labelled:
 class _Labels:
     """Labels and class names of a CSV."""
 
-    def __init__(self, source: Path, labels: dict[str, int], class_names: dict[int, str]) -> None:
-        self._source, self._labels, self.class_names = source, labels, class_names
+    def __init__(self, source: Path, row_of_key: dict[str, "_CsvRow"], class_names: dict[int, str]) -> None:
+        self._source, self._row_of_key, self.class_names = source, row_of_key, class_names
 
     @classmethod
     def read(cls, request: IndexRequest) -> "_Labels | None":
         if request.csv is None:
             return None
         rows, has_classes = _read_csv(request.csv, request)
-        labels = _label_of_every_name(request.csv, rows)
-        return cls(request.csv, labels, _name_of_every_class(request.csv, rows, has_classes))
+        row_of_key = _row_of_every_key(request.csv, rows)
+        return cls(request.csv, row_of_key, _name_of_every_class(request.csv, rows, has_classes))
 
     def label(self, rows: np.ndarray, listing: _Listing) -> _Labelled:
         """The label of every row; rows without one are an error that lists the files."""
-        found = _find(self._labels, listing)
+        found = _find(self._row_of_key, listing)
         keys = [self._key_of(row, listing) for row in rows]
-        if without := [row for row, key in zip(rows, keys, strict=True) if key not in self._labels]:
-            files = _listed(printable(listing.paths[row][1:]) for row in without)
+        if without := [row for row, key in zip(rows, keys, strict=True) if key not in self._row_of_key]:
+            files = listed(printable(listing.paths[row][1:]) for row in without)
             raise UserError(f"{self._source} has no label for {len(without):,} files: {files}")
         found.demand_unique(dict.fromkeys(keys), listing, self._source)
-        class_index = np.array([self._labels[key] for key in keys], np.uint64)
-        return _Labelled(class_index, unused=len(self._labels) - len(found.row_of))
+        by_basename = (self._row_of_key.get(listing.names[row]) for row in rows)
+        by_key = [self._row_of_key[key] for key in keys]
+        _demand_one_label(self._source, ((a, b) for a, b in zip(by_basename, by_key, strict=True) if a))
+        class_index = np.array([row.class_index for row in by_key], np.uint64)
+        return _Labelled(class_index, unused=len(self._row_of_key) - len(found.row_of))
 
     def _key_of(self, row: int, listing: _Listing) -> str:
         path = listing.paths[row]
-        return path if path in self._labels else listing.names[row]
+        return path if path in self._row_of_key else listing.names[row]
 
 
 @dataclass(frozen=True)
@@ -273,6 +274,10 @@ class _CsvRow:
     name: str
     label: str
     class_name: str
+
+    @property
+    def class_index(self) -> int:
+        return int(self.label)
 
     def __str__(self) -> str:
         return f"line {self.line} ({printable(self.name)}: '{printable(self.label)}')"
@@ -311,29 +316,31 @@ def _csv_row(line: int, row: Mapping[str, str | None], request: IndexRequest) ->
     return _CsvRow(line, name, label, class_name)
 
 
-def _label_of_every_name(source: Path, rows: Sequence[_CsvRow]) -> dict[str, int]:
+def _row_of_every_key(source: Path, rows: Sequence[_CsvRow]) -> dict[str, _CsvRow]:
     if wrong := [row for row in rows if not row.name]:
-        raise UserError(f"{source}: rows without a file name: {_listed(map(str, wrong))}")
+        raise UserError(f"{source}: rows without a file name: {listed(map(str, wrong))}")
     if wrong := [row for row in rows if not re.fullmatch(r"[0-9]{1,19}", row.label)]:
-        raise UserError(f"{source}: labels must be integers from 0: {_listed(map(str, wrong))}")
+        raise UserError(f"{source}: labels must be integers from 0: {listed(map(str, wrong))}")
     first: dict[str, _CsvRow] = {}
-    twice = [row for row in rows if int(first.setdefault(_key(row.name), row).label) != int(row.label)]
-    if twice:
-        pairs = _listed(f"{first[_key(row.name)]} and {row}" for row in twice)
-        raise UserError(f"{source}: two labels for one file: {pairs}")
-    return {key: int(row.label) for key, row in first.items()}
+    _demand_one_label(source, ((first.setdefault(_key(row.name), row), row) for row in rows))
+    return first
+
+
+def _demand_one_label(source: Path, rows_of_a_file: Iterable[tuple[_CsvRow, _CsvRow]]) -> None:
+    if twice := [f"{a} and {b}" for a, b in rows_of_a_file if a.class_index != b.class_index]:
+        raise UserError(f"{source}: two labels for one file: {listed(twice)}")
 
 
 def _name_of_every_class(source: Path, rows: Sequence[_CsvRow], has_classes: bool) -> dict[int, str]:
     """Class names in the order in which their labels first occur."""
     if not has_classes:
-        return {label: f"class_{label}" for label in dict.fromkeys(int(row.label) for row in rows)}
+        return {label: f"class_{label}" for label in dict.fromkeys(row.class_index for row in rows)}
     names: dict[int, str] = {}
     for row in rows:
-        name = row.class_name or f"class_{int(row.label)}"
-        if names.setdefault(int(row.label), name) != name:
+        name = row.class_name or f"class_{row.class_index}"
+        if names.setdefault(row.class_index, name) != name:
             raise UserError(
-                f"{source}: label {row.label} is called '{names[int(row.label)]}' and, in line {row.line}, '{name}'"
+                f"{source}: label {row.label} is called '{names[row.class_index]}' and, in line {row.line}, '{name}'"
             )
     return names
 
@@ -382,7 +389,7 @@ def _warn_of_other_tars(files: IndexFiles, side_car: SideCar) -> None:
 def _warn_of_other_files(names: Sequence[str]) -> None:
     others = [name for name in names if not name.lower().endswith(IMAGE_SUFFIXES)]
     if others:
-        _log.warning("%d of the files do not look like images: %s", len(others), _listed(map(printable, others)))
+        _log.warning("%d of the files do not look like images: %s", len(others), listed(map(printable, others)))
 
 
 def _read_text(path: Path) -> str:
@@ -393,12 +400,6 @@ def _read_text(path: Path) -> str:
         return path.read_bytes().removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-
-
-def _listed(items: Iterable[str]) -> str:
-    first = list(islice(iterator := iter(items), _LISTED))
-    more = sum(1 for _ in iterator)
-    return ", ".join(first) + (f" and {more} more" if more else "")
 
 
 def _counts(skipped: Mapping[str, int]) -> str:

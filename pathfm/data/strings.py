@@ -1,11 +1,10 @@
 """Data set strings: `Name:key=value:key=value`, as recipes and the ancestors' command lines hold them."""
 
-import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from pathfm.errors import UserError
+from pathfm.errors import UserError, nearest
 
 
 @dataclass(frozen=True)
@@ -40,13 +39,15 @@ def parse_dataset_string(text: str) -> DatasetString:
     """
     name, *pairs = (part.replace(r"\:", ":") for part in re.split(r"(?<!\\):", text.strip()))
     if name not in KEYS:
-        raise UserError(f"'{text}': no data set is called '{name}'{_nearest(name, KEYS)}; known: {', '.join(KEYS)}")
+        raise UserError(
+            f"'{text}': no data set is called '{name}'{_did_you_mean(name, KEYS)}; known: {', '.join(KEYS)}"
+        )
     options: dict[str, str] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if key not in KEYS[name].all:
             raise UserError(
-                f"'{text}': {name} takes {', '.join(KEYS[name].all)}, not '{key}'{_nearest(key, KEYS[name].all)}"
+                f"'{text}': {name} takes {', '.join(KEYS[name].all)}, not '{key}'{_did_you_mean(key, KEYS[name].all)}"
                 + ("" if equals else r" (a ':' inside a value is written '\:')")
             )
         if not value:
@@ -60,7 +61,5 @@ def parse_dataset_string(text: str) -> DatasetString:
     return DatasetString(name, options)
 
 
-def _nearest(word: str, known: Mapping[str, object] | tuple[str, ...]) -> str:
-    lower = {name.lower(): name for name in known}
-    close = difflib.get_close_matches(word.lower(), lower, n=1, cutoff=0.5)
-    return f" (did you mean '{lower[close[0]]}'?)" if close else ""
+def _did_you_mean(word: str, known: Iterable[str]) -> str:
+    return "".join(f" (did you mean '{name}'?)" for name in nearest(word, known))

@@ -4,15 +4,12 @@ import shlex
 import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
 
 from pathfm.data.entries import printable
 from pathfm.data.index import IndexRequest, IndexSummary, build_index
-from pathfm.errors import exit_status
+from pathfm.errors import exit_status, listed
 from pathfm.log import start_logging
-
-_LISTED = 10
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,10 +41,8 @@ def summary_text(tar: Path, summary: IndexSummary) -> str:
 
 
 def _missing_text(missing: Sequence[str], allowed: bool) -> str:
-    first = ", ".join(printable(name) for name in islice(missing, _LISTED))
-    more = f" and {len(missing) - _LISTED} more" if len(missing) > _LISTED else ""
     then = "" if allowed else "; the index was written without them (--allow-missing says that this is meant)"
-    return f"{len(missing):,} listed names are not in the tar: {first}{more}{then}"
+    return f"{len(missing):,} listed names are not in the tar: {listed(map(printable, missing))}{then}"
 
 
 def _request(options: dict[str, object], words: Sequence[str]) -> IndexRequest:

@@ -116,6 +116,7 @@ def test_a_remove_list_leaves_the_others(small):
         ({"keep": "a.jpg", "csv": "filename,label\nd.jpg,\n"}, r"integers.*line 2 \(d.jpg: ''\)"),
         ({"keep": "a.jpg", "csv": "filename,label\na.jpg,1\na.jpg,2\n"}, r"two labels.*line 2.*and line 3"),
         ({"keep": "a.jpg", "csv": "filename,label\ns1/a.jpg,1\n./s1/a.jpg,2\n"}, "two labels"),
+        ({"keep": "a.jpg", "csv": "filename,label\na.jpg,1\ns1/a.jpg,2\n"}, r"two labels.*line 2 .*and line 3"),
         (
             {"keep": "a.jpg", "csv": "filename,label,class\na.jpg,1,x\nd.jpg,1,y\n"},
             "label 1 is called 'x' and, in line 3",
@@ -137,8 +138,8 @@ def test_what_is_wrong_is_said_and_nothing_is_written(small, tmp_path, options, 
     assert not (tmp_path / "out").exists()
 
 
-def test_a_full_path_in_the_csv_goes_before_a_basename(small):
-    csv = "filename,label\na.jpg,3\ns1/b.jpg,1\ns2/b.jpg,2\nc.jpg,3\nd.jpg,0\ns2/c.jpg,9\n"
+def test_files_are_labelled_by_full_path_or_basename_and_may_be_said_twice(small):
+    csv = "filename,label\na.jpg,3\ns1/b.jpg,1\ns2/b.jpg,2\nc.jpg,9\nd.jpg,0\ns2/c.jpg,9\n"
     _, entries = small(csv=csv)
     assert entries[:, 0].tolist() == [3, 1, 2, 9, 0]
 
