@@ -31,6 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[0] not in VERBS:
         print(f"error: no verb '{words[0]}'\n{_usage()}", file=sys.stderr)
         return 2
+    if words[0] == "train":
+        from pathfm.lifecycle.signals import take_notes
+
+        take_notes()  # before torch is imported, which takes seconds in which a signal may come
     module = _MODULES.get(words[0], f"pathfm.jobs.{words[0].replace('-', '_')}")
     return exit_status(lambda: import_module(module).main(words[1:]))
 

@@ -82,8 +82,8 @@ def build(model: type[SectionType], layers: Sequence[Layer]) -> SectionType:
     try:
         merged = OmegaConf.merge(*(OmegaConf.create(layer.tree) for layer in layers)) if layers else OmegaConf.create()
         tree = OmegaConf.to_container(merged, resolve=True)
-    except OmegaConfBaseException as error:
-        raise UserError(" ".join(str(error).split())) from error
+    except (OmegaConfBaseException, TypeError, ValueError) as error:  # merge raises the latter two for mixed kinds
+        raise UserError(f"{_sources(layers)}: {' '.join(str(error).split())}") from error
     try:
         return model.model_validate(tree)
     except ValidationError as error:
@@ -151,7 +151,13 @@ def _source_of(path: tuple[str, ...], layers: Sequence[Layer]) -> str:
         else:
             if path:
                 return layer.source
-    return layers[-1].source if len(layers) == 1 else " + ".join(layer.source for layer in layers if layer.tree)
+    return _sources(layers)
+
+
+def _sources(layers: Sequence[Layer]) -> str:
+    """Who may have said it: every layer that says anything, but for the defaults under them all."""
+    said = [layer.source for layer in layers if layer.tree]
+    return " + ".join(said[1:] if len(said) > 1 else said)
 
 
 def _plain_message(message: str) -> str:

@@ -1,10 +1,12 @@
 """The one exception that is meant for people, words for its message, and how a command ends on it."""
 
+import errno
 import sys
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from itertools import islice
 
+_OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
 _LISTED = 10  # how many wrong names or rows a message lists
 
 
@@ -26,11 +28,16 @@ def listed(items: Iterable[str]) -> str:
 
 
 def exit_status(command: Callable[[], int | None]) -> int:
-    """Run a command; turn a `UserError` into one line on stderr and status 2, an interrupt into 130."""
+    """Run a command; a `UserError`, or a disk that is full or closed to us, is one line on stderr and status 2."""
     try:
         return command() or 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in _OF_THE_MACHINE:
+            raise
+        print(f"error: {error.strerror}: {error.filename or 'a file'}; make room or choose a place", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ _ASIDE = ".partial"  # suffix of whatever is not yet published; safe to delete w
 def written_aside(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is flushed and renamed over `path`, on failure removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}{_ASIDE}")
+    aside = aside_of(path)
     try:
         yield aside
         flush_to_disk(aside)
@@ -30,7 +31,7 @@ def written_aside(path: Path) -> Iterator[Path]:
 def directory_written_aside(path: Path) -> Iterator[Path]:
     """Like `written_aside` for a directory that must not exist yet; every file in it is flushed before the rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}{_ASIDE}")
+    aside = aside_of(path)
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
     try:
@@ -44,11 +45,19 @@ def directory_written_aside(path: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def aside_of(path: Path) -> Path:
+    """Where this process writes what becomes `path`; no other process of any host writes there."""
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}{_ASIDE}")
+
+
 def remove_leftovers(directory: Path) -> int:
     """Delete what dead writers left aside in `directory` (the caller holds the directory's lock). Returns how many."""
     leftovers = list(directory.glob(f".*{_ASIDE}")) if directory.is_dir() else []
     for entry in leftovers:
-        shutil.rmtree(entry) if entry.is_dir() else entry.unlink(missing_ok=True)
+        if entry.is_dir():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
     return len(leftovers)
 
 
@@ -58,7 +67,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def flush_to_disk(path: Path) -> None:

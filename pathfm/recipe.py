@@ -17,8 +17,12 @@ from pathfm.ssl.config import DinoConfig, IbotConfig, TeacherConfig
 from pathfm.track.config import WandbConfig
 from pathfm.training.config import OptimConfig, TrainConfig
 
-# Groups and keys that may differ when a run is continued: they change how fast it goes and what is reported.
-SPEED_ONLY = (
+# Groups and keys that may differ when a run is continued: where the data lie (that they are the same is checked by
+# content), how fast it goes, what is reported and when it gives up.
+_NOT_IDENTITY = (
+    "train.dataset_path",
+    "data.corrupt_samples",
+    "optim.max_skipped_steps",
     "train.num_workers",
     "train.device",
     "train.deterministic",
@@ -85,11 +89,11 @@ def find_config(name: str, directory: Path) -> Path:
 
 
 def changes_of_identity(old: Recipe, new: Recipe) -> list[str]:
-    """What differs between a run's recipe and the one it is continued with, apart from speed and reporting."""
+    """What differs between a run's recipe and the one it is continued with, and may not."""
     return [
         f"{key}: {before} -> {after}"
         for key, before, after in differences(old.model_dump(mode="json"), new.model_dump(mode="json"))
-        if not key.startswith(SPEED_ONLY)
+        if not key.startswith(_NOT_IDENTITY)
     ]
 
 
@@ -103,7 +107,8 @@ def _same_meaning(key: str) -> _Rule:
 
 
 def _epochs_to_fraction(key: str) -> _Rule:
-    return lambda value, epochs: (key, value / epochs)
+    """A value that is no number is handed on as it is: the new key's validation names it."""
+    return lambda value, epochs: (key, value / epochs if isinstance(value, int | float) else value)
 
 
 def _no_effect(reason: str, harmless: Callable[[Any], bool] = lambda value: True) -> _Rule:
@@ -160,9 +165,12 @@ def _translate(layer: Layer, epochs: float, notes: list[str]) -> Layer:
             notes.append(f"{layer.source}: {old} is passed over: {result}")
             continue
         new_group, _, new_key = result[0].partition(".")
-        if new_key in tree.setdefault(new_group, {}):
+        target = tree.setdefault(new_group, {})
+        if not isinstance(target, dict):
+            raise UserError(f"{layer.source}: {new_group} is a group of keys, not {target!r}")
+        if new_key in target:
             raise UserError(f"{layer.source}: {old} is the old name of {result[0]}; give one of them")
-        tree[new_group][new_key] = result[1]
+        target[new_key] = result[1]
         notes.append(f"{layer.source}: {old} is read as {result[0]}={result[1]}")
     return Layer(layer.source, tree)
 

@@ -1,3 +1,4 @@
+import json
 import os
 from pathlib import Path
 
@@ -56,7 +57,7 @@ def test_leftovers_of_a_killed_writer_are_found_and_removed(tmp_path: Path):
 
 
 def test_json_and_checksum(tmp_path: Path):
-    write_json(tmp_path / "a.json", {"ü": 1})
-    assert (tmp_path / "a.json").read_text(encoding="utf-8") == '{\n  "ü": 1\n}\n'
+    write_json(tmp_path / "a.json", {"ü": "a name that is no UTF-8: \udcff"})
+    assert json.loads((tmp_path / "a.json").read_text(encoding="ascii")) == {"ü": "a name that is no UTF-8: \udcff"}
     write_text(tmp_path / "empty", "")
     assert sha256(tmp_path / "empty") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"

@@ -40,15 +40,6 @@ def apply_plan(plan: SamplePlan, image: UInt8[np.ndarray, "H W 3"]) -> list[UInt
     return [_crop(plan, index, image) for index in range(plan.num_crops)]
 
 
-def forbid_threads() -> None:
-    """Keep OpenCV in the calling thread, in this process.
-
-    A loader worker that was forked inherits OpenCV's pool without its threads and would wait for them for ever;
-    and crops are small, while there is one worker per core already.
-    """
-    cv2.setNumThreads(0)
-
-
 def _crop(plan: SamplePlan, index: int, image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "S S 3"]:
     # Orientation comes last, where a view does: every operation before it treats all directions alike.
     crop = resized_crop(image, plan.box[index].tolist(), int(plan.size[index]))

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
-from pathfm.augment.apply import apply_plan, forbid_threads
+from pathfm.augment.apply import apply_plan
 from pathfm.augment.config import NUM_GLOBAL_CROPS, AugmentConfig, CropsConfig, patches_per_side, resolve
 from pathfm.augment.draw import draw_sample
 from pathfm.augment.masks import MaskPlan, draw_masks
@@ -68,7 +68,6 @@ class Assemble:
 
     def __call__(self, samples: Sequence[Sample], step: int) -> Batch:
         """The batch of these samples, whose positions must lie within the global batch of `step`."""
-        forbid_threads()
         global_crops, local_crops = self._crops_of(samples)
         positions = [sample.position for sample in samples]
         masks = torch.from_numpy(draw_masks(self._masks, self._seed, step, positions, self._global_batch_size))

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pathfm.checkpoint.config import CheckpointConfig
-from pathfm.files import directory_written_aside, remove_leftovers, sha256, write_json
+from pathfm.files import aside_of, directory_written_aside, sha256, write_json
 from pathfm.log import get_logger
 
 _log = get_logger(__name__)
@@ -62,7 +62,10 @@ class Store:
             except SafetensorError as error:  # it wraps the operating system's error
                 raise OSError(str(error)) from error
             write_json(aside / _MANIFEST, _manifest(snapshot, tensors, aside / _TENSORS))
-        self._drop_old()
+        try:
+            self._drop_old()
+        except OSError as error:
+            _log.warning("an old checkpoint could not be removed: %s", error)
         return published
 
     def whole(self) -> Iterator[Snapshot]:
@@ -81,10 +84,6 @@ class Store:
         found = self.directory.iterdir() if self.directory.is_dir() else ()
         return sorted((path for path in found if _NAME.fullmatch(path.name)), key=_step_of)
 
-    def remove_leftovers(self) -> int:
-        """Delete what a killed writer left aside."""
-        return remove_leftovers(self.directory)
-
     def set_aside_after(self, step: int) -> None:
         """Rename checkpoints newer than `step`: damaged ones, whose steps a resumed run is about to write again."""
         for path in self.paths():
@@ -96,7 +95,8 @@ class Store:
     def _drop_old(self) -> None:
         for path in self.paths()[: -self.config.keep_last]:
             stays = self.config.keep_every_steps and _step_of(path) % self.config.keep_every_steps == 0
-            if not stays:
+            if not stays:  # renamed first: half a checkpoint must not bear a published name
+                path = path.rename(aside_of(path))
                 shutil.rmtree(path)
 
 
@@ -108,9 +108,12 @@ def read_checkpoint(path: Path) -> Snapshot:
         raise DamagedCheckpoint(f"{_TENSORS} is missing")
     if (size := file.stat().st_size) != manifest["bytes"]:
         raise DamagedCheckpoint(f"{_TENSORS} has {size:,} bytes, its manifest says {manifest['bytes']:,}")
-    if sha256(file) != manifest["sha256"]:
-        raise DamagedCheckpoint(f"{_TENSORS} differs from its checksum")
-    return Snapshot(manifest["step"], load_file(file), manifest["values"])
+    try:
+        if sha256(file) != manifest["sha256"]:
+            raise DamagedCheckpoint(f"{_TENSORS} differs from its checksum")
+        return Snapshot(manifest["step"], load_file(file), manifest["values"])
+    except OSError as error:
+        raise DamagedCheckpoint(f"{_TENSORS} cannot be read ({error})") from error
 
 
 def describe(tensors: Mapping[str, Tensor]) -> dict[str, list[Any]]:
@@ -146,10 +149,12 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DamagedCheckpoint(f"{_MANIFEST} is missing") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise DamagedCheckpoint(f"{_MANIFEST} is not readable: {error}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
         raise DamagedCheckpoint(f"{_MANIFEST} is of another format than {_FORMAT}")
+    if missing := {"step", "values", "bytes", "sha256"} - manifest.keys():
+        raise DamagedCheckpoint(f"{_MANIFEST} lacks {', '.join(sorted(missing))}")
     return manifest
 
 

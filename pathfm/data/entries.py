@@ -155,11 +155,20 @@ def read_side_car(path: Path) -> SideCar | None:
 
 
 def index_command(tar: Path, files: IndexFiles) -> str:
-    """What to type to make this index."""
+    """What to type to make this index: what its side-car recorded, else as far as the names tell."""
+    side_car = read_side_car(files.side_car)
+    if side_car is not None and side_car.command:
+        return side_car.command
     words = ["pathfm", "index", "--tarball_path", str(tar), "--output_root", str(files.folder)]
     words += ["--name", files.name] if files.name else []
-    words += ["--suffix", files.suffix, "--keep", f"{files.suffix}.txt"] if files.suffix else []
+    words += ["--suffix", files.suffix, "--keep", "LIST"] if files.suffix else []
     return shlex.join(words)
+
+
+def pack_command(tar: Path) -> str:
+    """What to type to make this tar."""
+    name = tar.name.removesuffix("_dataset.tar")
+    return shlex.join(["pathfm", "pack", "FOLDER", "--name", name, "--output", str(tar.parent)])
 
 
 def printable(text: str) -> str:

@@ -4,6 +4,7 @@ What a batch holds depends on its step alone: not on the number of workers, and,
 """
 
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ from pathfm.batch import Batch, Skipped
 from pathfm.data.config import MAX_PIXELS, CorruptPolicy
 from pathfm.data.decode import DecodeError, decode
 from pathfm.data.order import BatchPlan, SampleOrder
-from pathfm.errors import UserError
+from pathfm.errors import UserError, listed
 
 _SHIELDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 _SECONDS_BETWEEN_LOOKS = 1.0  # of a worker for its trainer
@@ -81,9 +82,12 @@ def load_batches(
     assert order.num_samples == len(dataset), (order.num_samples, len(dataset))
     if plan.global_batch_size > len(dataset):
         raise UserError(f"a batch of {plan.global_batch_size} is larger than the data set of {len(dataset)} samples")
+    if not num_workers:
+        _keep_opencv_in_one_thread()
     batches = _RankBatches(dataset, order, plan, assemble, max_neighbours, max_pixels)
     loader = _loader(batches, range(start_step, stop_step), num_workers, prefetch_batches, pin_memory)
-    return _watched(_with_clear_deaths(loader), dataset, plan, policy)
+    items = _with_clear_deaths(loader) if num_workers else iter(loader)
+    return _watched(items, dataset, plan, policy)
 
 
 @dataclass(frozen=True)
@@ -118,10 +122,11 @@ class _RankBatches(Dataset[Batch | UserError]):
             try:
                 return Sample(position, sample, decode(self.dataset.read_bytes(sample), self.max_pixels))
             except DecodeError as error:
-                skipped.append(Skipped(position, sample, "", str(error)))
+                skipped.append(Skipped(position, sample, self.dataset.name_of(sample), str(error)))
+        files = [tried.file for tried in skipped if tried.position == position]
         raise UserError(
-            f"{self.dataset.tar_of(row)}: {self.max_neighbours + 1} samples in a row, from {row} on, cannot be "
-            f"decoded; the last one: {skipped[-1].reason}"
+            f"{self.dataset.tar_of(row)}: {len(files)} samples in a row, from {row} on, cannot be decoded "
+            f"({listed(files)}); the last one: {skipped[-1].reason}"
         )
 
 
@@ -145,8 +150,7 @@ def _worker_context() -> ForkServerContext:
     """Workers are forked from a clean server process, not from the trainer.
 
     A trainer has threads (CUDA, NCCL, W&B), a CUDA context and locked files; its forks can hang on a lock that a
-    thread held, and keep what they inherited after it is killed. The server imports this module once, so a worker
-    starts as fast as a fork of the trainer would.
+    thread held, and keep what they inherited after it is killed. The server imports this module, torch with it, once.
     """
     context = get_context("forkserver")
     context.set_forkserver_preload([__name__])
@@ -170,10 +174,15 @@ def _born_shielded(loader: DataLoader[Batch | UserError]) -> Iterator[Batch | Us
 
 def _start_worker(worker: int) -> None:
     """One computing thread each: the workers are the parallelism."""
-    import cv2
-
     Thread(target=_obey_the_trainer_alone, daemon=True).start()
     torch.set_num_threads(1)
+    _keep_opencv_in_one_thread()
+
+
+def _keep_opencv_in_one_thread() -> None:
+    """In the one that asks: crops are small, and a pool of threads in every worker would fight for the cores."""
+    import cv2
+
     cv2.setNumThreads(0)
 
 
@@ -192,8 +201,8 @@ def _obey_the_trainer_alone() -> None:
     os._exit(1)
 
 
-def _with_clear_deaths(loader: DataLoader[Batch | UserError]) -> Iterator[Batch]:
-    """The loader's batches; a user's mistake is raised here, and a worker's death is explained."""
+def _with_clear_deaths(loader: DataLoader[Batch | UserError]) -> Iterator[Batch | UserError]:
+    """What the workers hand over; the death of one is explained."""
     items = _born_shielded(loader)
     while True:
         try:
@@ -207,32 +216,34 @@ def _with_clear_deaths(loader: DataLoader[Batch | UserError]) -> Iterator[Batch]
             ) from error
         if item is None:
             return
-        if isinstance(item, UserError):
-            raise item
         yield item
 
 
 def _is_a_death(error: Exception) -> bool:
     """Whether a worker is gone. Torch notices, or a batch that it had announced can no longer be fetched from it.
 
+    The thread that pins memory, where there is one, is what fetches, and ends on that.
     What a worker raised itself comes as "Caught ERROR in DataLoader worker ..." and is not that.
     """
     if isinstance(error, RuntimeError):
-        return "DataLoader worker" in str(error) and "exited unexpectedly" in str(error)
+        return re.match(r"(DataLoader worker|Pin memory thread) .*exited unexpectedly", str(error)) is not None
     return not str(error).startswith("Caught ")
 
 
 def _watched(
-    batches: Iterator[Batch], dataset: ImageDataset, plan: BatchPlan, policy: CorruptPolicy
+    items: Iterator[Batch | UserError], dataset: ImageDataset, plan: BatchPlan, policy: CorruptPolicy
 ) -> Iterator[Batch]:
-    """Name the files that were skipped (here, so that the workers need not hold all names) and apply the policy."""
+    """The batches; a user's mistake is raised here, and so is a broken policy."""
     num_read = num_skipped = 0
-    for batch in batches:
-        named = tuple(replace(skipped, file=dataset.name_of(skipped.sample)) for skipped in batch.skipped)
+    for item in items:
+        if isinstance(item, UserError):
+            raise item
         num_read += plan.rank_batch_size
-        num_skipped += len(named)
-        for skipped in named:
-            what = f"{skipped.file} in {dataset.tar_of(skipped.sample)} cannot be decoded: {skipped.reason}"
-            if policy.is_broken_by(num_skipped, num_read):
-                raise UserError(f"{what} ({num_skipped} of {num_read} samples read; data.corrupt_samples)")
-        yield replace(batch, skipped=named) if named else batch
+        num_skipped += len({skipped.position for skipped in item.skipped})
+        if item.skipped and policy.is_broken_by(num_skipped, num_read):
+            skipped = item.skipped[0]
+            raise UserError(
+                f"{skipped.file} in {dataset.tar_of(skipped.sample)} cannot be decoded: {skipped.reason} "
+                f"({num_skipped} of {num_read} samples read; data.corrupt_samples)"
+            )
+        yield item

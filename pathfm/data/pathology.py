@@ -33,8 +33,12 @@ class Pathology:
         return self._reader.tar
 
     def name_of(self, sample: int) -> str:
-        """The image's file name. The first call reads all names into memory."""
+        """The image's file name, as the tar says it."""
         return self._reader.name_of(sample)
+
+    def fingerprint(self) -> str:
+        """The same for the same index, wherever it lies."""
+        return self._reader.fingerprint()
 
     def label(self, sample: int) -> int:
         """The class index as the entries hold it (0 everywhere when indexed without labels)."""

@@ -1,26 +1,23 @@
 """Samples of an indexed tar by row: opened lazily in every process, checked in milliseconds when it is made."""
 
+import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from posixpath import basename
 from typing import Any
 
 import numpy as np
 
-from pathfm.data.entries import (
-    IndexFiles,
-    index_command,
-    open_entries,
-    printable,
-    read_file_indices,
-    read_side_car,
-)
-from pathfm.data.tar_walk import RECORD, checksum_is_right, number, read_at
+from pathfm.data.entries import IndexFiles, index_command, open_entries, pack_command, printable, read_side_car
+from pathfm.data.tar_walk import TarWalk, read_at
 from pathfm.errors import UserError
 from pathfm.log import get_logger
 
 _log = get_logger(__name__)
 _NUM_SPOT_CHECKS = 16
+_FINGERPRINT_ROWS = 65_536
 _FULL_CHECK_ROWS = 1_000_000  # up to here every end offset is compared with the tar's size (a few milliseconds)
 
 
@@ -35,15 +32,15 @@ class TarReader:
         self.tar = tar
         self.files = files
         self._descriptor: int | None = None
-        self._names: dict[int, str] | None = None
         _demand_files(tar, files)
         self._entries: np.ndarray | None = open_entries(files.entries)
         self._num_samples = len(self._entries)
-        self._tar_size_bytes = tar.stat().st_size
         if not self._num_samples:
             raise UserError(f"{files.entries} lists no samples")
-        self._check_side_car()
-        self._check_offsets()
+        with _disk_errors_named(tar):
+            self._tar_size_bytes = tar.stat().st_size
+            self._check_side_car()
+            self._check_offsets()
 
     def __len__(self) -> int:
         return self._num_samples
@@ -55,10 +52,16 @@ class TarReader:
             self._entries = open_entries(self.files.entries)
         return self._entries
 
+    def fingerprint(self) -> str:
+        """sha256 of the number of rows and of up to 65,536 rows spread over the index, in a moment for any N."""
+        rows = np.linspace(0, len(self) - 1, num=min(len(self), _FINGERPRINT_ROWS)).astype(np.int64)
+        return hashlib.sha256(f"{len(self)} ".encode() + self.entries[rows].tobytes()).hexdigest()
+
     def read_bytes(self, row: int) -> bytes:
         """The encoded image of a row."""
         start, size = self._place(row)
-        content = read_at(self._tar_descriptor(), size, start)
+        with _disk_errors_named(self.tar):
+            content = read_at(self._tar_descriptor(), size, start)
         if len(content) < size:
             raise UserError(f"{self.tar} was cut while it was read: sample {row} should end at byte {start + size}")
         return content
@@ -67,16 +70,20 @@ class TarReader:
         """Tell the operating system what will be read next, so that slow disks fetch many samples at once."""
         if not hasattr(os, "posix_fadvise"):
             return
-        for row in rows:
-            start, size = self._place(row)
-            os.posix_fadvise(self._tar_descriptor(), start, size, os.POSIX_FADV_WILLNEED)
+        with _disk_errors_named(self.tar):
+            for row in rows:
+                start, size = self._place(row)
+                os.posix_fadvise(self._tar_descriptor(), start, size, os.POSIX_FADV_WILLNEED)
 
     def name_of(self, row: int) -> str:
-        """The file's name in the tar (basename), or its number where names are not known. The first call reads all."""
-        if self._names is None:
-            self._names = self._names_by_file_index()
-        file_index = int(self.entries["file_index"][row])
-        return self._names.get(file_index, f"file {file_index}")
+        """The file's name (basename) as the tar itself says it, so that a hard link goes by its target's name.
+
+        Not from the .npy of names, which is read whole, and which old files count from 0 or from 1.
+        """
+        start, _ = self._place(row)
+        with _disk_errors_named(self.tar):
+            header = TarWalk(self.tar).header_of(start)
+        return basename(header.path) if header else f"file {self.entries['file_index'][row]}"
 
     def class_index(self, row: int) -> int:
         return int(self.entries["class_index"][row])
@@ -92,7 +99,7 @@ class TarReader:
             self.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_descriptor": None, "_entries": None, "_names": None}
+        return {**vars(self), "_descriptor": None, "_entries": None}
 
     def _place(self, row: int) -> tuple[int, int]:
         entry = self.entries[row]
@@ -110,15 +117,6 @@ class TarReader:
                 os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
             self._descriptor = descriptor
         return self._descriptor
-
-    def _names_by_file_index(self) -> dict[int, str]:
-        try:
-            names = read_file_indices(self.files.file_indices)
-        except UserError as error:  # names are for messages: without them the data can be used all the same
-            _log.warning("file names are not known: %s", error)
-            return {}
-        counts_from_one = 0 not in names and int(self.entries["file_index"].min()) == 0
-        return {key - 1: name for key, name in names.items()} if counts_from_one else names
 
     def _check_side_car(self) -> None:
         side_car = read_side_car(self.files.side_car)
@@ -148,14 +146,15 @@ class TarReader:
                 f"{self.files.entries} reaches to byte {last}, but {self.tar} ends at byte {size}: the tar is cut, "
                 f"or the index is of another tar; {self._advice()}"
             )
-        with self.tar.open("rb") as tar:
-            for row in np.linspace(0, len(entries) - 1, min(_NUM_SPOT_CHECKS, len(entries))).astype(int):
-                start, end = int(entries["start_offset"][row]), int(entries["end_offset"][row])
-                if not _file_begins_at(tar.fileno(), start, end - start):
-                    raise UserError(
-                        f"{self.files.entries} is the index of another tar: row {row} says bytes {start} to {end}, "
-                        f"but no file of {self.tar} lies there; {self._advice()}"
-                    )
+        tar = TarWalk(self.tar)
+        for row in np.linspace(0, len(entries) - 1, min(_NUM_SPOT_CHECKS, len(entries))).astype(int):
+            start, end = int(entries["start_offset"][row]), int(entries["end_offset"][row])
+            header = tar.header_of(start)
+            if header is None or header.end_offset != end:
+                raise UserError(
+                    f"{self.files.entries} is the index of another tar: row {row} says bytes {start} to {end}, "
+                    f"but no file of {self.tar} lies there; {self._advice()}"
+                )
 
     def _advice(self) -> str:
         return f"make the index again: {printable(index_command(self.tar, self.files))}"
@@ -164,7 +163,7 @@ class TarReader:
 def _demand_files(tar: Path, files: IndexFiles) -> None:
     if not tar.is_file():
         raise UserError(
-            f"there is no tar {tar}; make it with: pathfm pack FOLDER --output {tar.parent}, "
+            f"there is no tar {tar}; make it with: {printable(pack_command(tar))}, "
             "or set root= to the folder that holds it"
         )
     if not files.entries.is_file():
@@ -174,9 +173,10 @@ def _demand_files(tar: Path, files: IndexFiles) -> None:
         )
 
 
-def _file_begins_at(descriptor: int, start: int, size: int) -> bool:
-    """Whether the record before `start` is the header of a file of that size (bigger ones say it elsewhere)."""
-    if start < RECORD or size < 0:
-        return False
-    record = os.pread(descriptor, RECORD, start - RECORD)
-    return len(record) == RECORD and checksum_is_right(record) and number(record[124:136]) == size
+@contextmanager
+def _disk_errors_named(tar: Path) -> Iterator[None]:
+    """A tar that vanished or a disk that fails is one line that names the tar."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot read {tar}: {error.strerror or error}") from error

@@ -7,14 +7,17 @@ The tar is read once, front to back, in big blocks; nothing is extracted. What w
 import os
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from posixpath import basename, normpath
 from typing import NamedTuple, NoReturn
 
+from pathfm.data.entries import printable
 from pathfm.errors import UserError
 
 RECORD = 512  # bytes; headers are one record long, data are padded to whole records
 _BLOCK_BYTES = 4 << 20
+_EXTENSIONS_BYTES = 16 * RECORD  # how far before its header a member's extended headers are looked for
 _SHORT_BLOCK_BYTES = 64 << 10  # after a jump over a big member: most likely the next one is big too
 
 _REGULAR = (b"0", b"\0", b"7")
@@ -23,6 +26,9 @@ _GNU_LONG_NAME, _GNU_LONG_LINK, _GNU_SPARSE, _GNU_CONTINUED = b"L", b"K", b"S", 
 _PAX_MEMBER, _PAX_SOLARIS, _PAX_GLOBAL = b"x", b"X", b"g"
 _EXTENSIONS = (_GNU_LONG_NAME, _GNU_LONG_LINK, _PAX_MEMBER, _PAX_SOLARIS, _PAX_GLOBAL)
 _WITHOUT_DATA = (_HARD_LINK, _SYMBOLIC_LINK, b"3", b"4", _DIRECTORY, b"6")
+
+_CUT = "is truncated, or still being written"  # which look the same
+_MEND_CUT = "copy or make it again, or wait until it is complete"
 
 _COMPRESSIONS = {
     b"\x1f\x8b": "gzip-compressed",
@@ -47,7 +53,9 @@ class TarMember(NamedTuple):
     file_index: int  # counts regular files in tar order from 0
 
 
-class _Header(NamedTuple):
+class Header(NamedTuple):
+    """What a tar says of a member, GNU and PAX extensions applied; its bytes are [start_offset, end_offset)."""
+
     kind: bytes
     path: str
     link: str
@@ -89,6 +97,20 @@ class TarWalk:
             yield TarMember(header.path, *place, file_index)
             file_index += 1
 
+    def header_of(self, start_offset: int) -> Header | None:
+        """The header, found before them, of the member whose bytes begin at `start_offset`; None: no member's do."""
+        with self.path.open("rb") as file:
+            blocks = _BigBlocks(file.fileno())
+            farthest = max(0, start_offset - _EXTENSIONS_BYTES)  # extensions stand before the header that they extend
+            for offset in range(farthest, min(start_offset, self.size_bytes), RECORD):
+                if not _is_header(blocks.read(offset, RECORD)):
+                    continue
+                with suppress(UserError):
+                    header = next(self._headers_from(blocks, offset), None)
+                    if header is not None and header.start_offset == start_offset:
+                        return header
+        return None
+
     def _places_before(self, offset: int) -> dict[str, tuple[int, int] | None]:
         """Where the bytes of every member before `offset` are; None for what is not a regular file."""
         places: dict[str, tuple[int, int] | None] = {}
@@ -102,7 +124,7 @@ class TarWalk:
         return places
 
     def _target_of(
-        self, header: _Header, places: dict[str, tuple[int, int] | None]
+        self, header: Header, places: dict[str, tuple[int, int] | None]
     ) -> tuple[tuple[int, int] | None, str]:
         target = normpath(header.link)
         if target not in places:
@@ -114,57 +136,56 @@ class TarWalk:
             return None, "symbolic links"  # tar stores a second name of a symbolic link as a hard link to it
         return places[target], _skipped_kind(header)
 
-    def _headers(self) -> Iterator[_Header]:
-        """Every member's header with GNU and PAX extensions applied."""
+    def _headers(self) -> Iterator[Header]:
+        """Every member's header."""
         with self.path.open("rb") as file:
-            blocks = _BigBlocks(file.fileno())
-            offset = 0
-            last_path: str | None = None
-            global_pax: dict[str, str] = {}
-            extended = _Extended()
-            while (record := self._record_at(blocks, offset, last_path)) is not None:
-                kind = record[156:157]
-                size = self._size_of(record, offset)
-                start = offset + RECORD
-                if kind in _EXTENSIONS:
-                    self._demand_bytes_until(start + size, offset, "an extended header")
-                    self._extend(extended, global_pax, kind, blocks.read(start, size), offset)
-                    offset = start + _padded(size)
-                    continue
-                pax = {**global_pax, **extended.pax}
-                path = pax.get("path") or extended.long_name or _name_of(record)
-                link = pax.get("linkpath") or extended.long_link or _text(record[157:257])
-                if kind == b"\0" and path.endswith("/"):
-                    kind = _DIRECTORY  # as tars from before 1988 say it
-                self._refuse_pieces(kind, pax, path, offset)
-                if "size" in pax:
-                    size = self._pax_size(pax["size"], offset)
-                if kind in _WITHOUT_DATA:
-                    size = 0
-                self._demand_bytes_until(start + size, offset, f"member {_shown(path)}")
-                yield _Header(kind, path.rstrip("/"), link, offset, start, start + size)
+            yield from self._headers_from(_BigBlocks(file.fileno()), 0)
+
+    def _headers_from(self, blocks: "_BigBlocks", offset: int) -> Iterator[Header]:
+        last_path: str | None = None
+        global_pax: dict[str, str] = {}
+        extended = _Extended()
+        while (record := self._record_at(blocks, offset, last_path)) is not None:
+            kind = record[156:157]
+            size = self._size_of(record, offset)
+            start = offset + RECORD
+            if kind in _EXTENSIONS:
+                self._demand_bytes_until(start + size, offset, "an extended header")
+                self._extend(extended, global_pax, kind, blocks.read(start, size), offset)
                 offset = start + _padded(size)
-                last_path, extended = path, _Extended()
-            if extended.used:
-                raise UserError(
-                    f"{self.path}: the tar ends at byte {offset}, between an extended header and its member"
-                )
-            self._demand_nothing_behind(blocks, offset)
+                continue
+            pax = {**global_pax, **extended.pax}
+            path = pax.get("path") or extended.long_name or _name_of(record)
+            link = pax.get("linkpath") or extended.long_link or _text(record[157:257])
+            if kind == b"\0" and path.endswith("/"):
+                kind = _DIRECTORY  # as tars from before 1988 say it
+            self._refuse_pieces(kind, pax, path, offset)
+            if "size" in pax:
+                size = self._pax_size(pax["size"], offset)
+            if kind in _WITHOUT_DATA:
+                size = 0
+            self._demand_bytes_until(start + size, offset, f"member {_shown(path)}")
+            yield Header(kind, path.rstrip("/"), link, offset, start, start + size)
+            offset = start + _padded(size)
+            last_path, extended = path, _Extended()
+        if extended.used:
+            raise UserError(f"{self.path}: the tar ends at byte {offset}, between an extended header and its member")
+        self._demand_nothing_behind(blocks, offset)
 
     def _record_at(self, blocks: "_BigBlocks", offset: int, last_path: str | None) -> bytes | None:
-        """The header at `offset`, checked; None at the end of the archive (zeros, or the end of the file)."""
+        """The header at `offset`, checked; None at the zeros that end an archive."""
         record = blocks.read(offset, RECORD)
-        if not record.strip(b"\0") and (offset > 0 or record):
+        if record == bytes(RECORD):
             return None
-        if len(record) == RECORD and checksum_is_right(record):
+        if _is_header(record):
             return record
         if offset == 0:
             self._refuse_as_no_tar(record)
         behind = f" (behind member {_shown(last_path)})" if last_path is not None else ""
         if len(record) < RECORD:
             raise UserError(
-                f"{self.path} is truncated: the file ends at byte {self.size_bytes}, inside the header that "
-                f"begins at byte {offset}{behind}; copy or make it again"
+                f"{self.path} {_CUT}: it ends at byte {self.size_bytes}{behind}, "
+                f"without the zeros that end every tar; {_MEND_CUT}"
             )
         raise UserError(
             f"{self.path} is damaged: there is no valid tar header at byte {offset}{behind}; copy or make it again"
@@ -234,8 +255,8 @@ class TarWalk:
     def _demand_bytes_until(self, end: int, offset: int, what: str) -> None:
         if end > self.size_bytes:
             raise UserError(
-                f"{self.path} is truncated: {what}, whose header is at byte {offset}, should end at byte {end}, "
-                f"but the file ends at byte {self.size_bytes}; copy or make it again"
+                f"{self.path} {_CUT}: {what}, whose header is at byte {offset}, should end at byte {end}, "
+                f"but the file ends at byte {self.size_bytes}; {_MEND_CUT}"
             )
 
     def _demand_nothing_behind(self, blocks: "_BigBlocks", offset: int) -> None:
@@ -273,7 +294,7 @@ class _BigBlocks:
         """`size` bytes, fewer only at the end of the file (or, with `up_to`, what the present block still holds)."""
         at = offset - self._begin
         held = len(self._block) - at
-        if held < size and not (up_to and held > 0):
+        if at < 0 or (held < size and not (up_to and held > 0)):
             gap = offset - (self._begin + len(self._block))
             block_bytes = _BLOCK_BYTES if gap < _BLOCK_BYTES else _SHORT_BLOCK_BYTES
             self._block = read_at(self._descriptor, max(size, block_bytes), offset)
@@ -289,8 +310,10 @@ def read_at(descriptor: int, size: int, offset: int) -> bytes:
     return content
 
 
-def checksum_is_right(record: bytes) -> bool:
-    """Whether a 512-byte record is a tar header by its own checksum (unsigned, or signed as old tars summed)."""
+def _is_header(record: bytes) -> bool:
+    """Whether bytes are a tar header by their own checksum (unsigned, or signed as old tars summed)."""
+    if len(record) < RECORD:
+        return False
     claimed = number(record[148:156])
     unsigned = sum(record) - sum(record[148:156]) + 8 * ord(" ")
     if claimed == unsigned:
@@ -309,7 +332,7 @@ def number(field: bytes) -> int | None:
     return int(text, 8) if text.isdigit() and b"8" not in text and b"9" not in text else None
 
 
-def _skipped_kind(header: _Header) -> str:
+def _skipped_kind(header: Header) -> str:
     """Under which heading a member is passed over; empty for files that count."""
     if header.kind == _DIRECTORY:
         return "directories"
@@ -341,4 +364,4 @@ def _padded(size: int) -> int:
 
 def _shown(path: str) -> str:
     """A path as it can be printed anywhere."""
-    return "'" + path.encode("utf-8", "backslashreplace").decode() + "'"
+    return f"'{printable(path)}'"

@@ -7,8 +7,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pathfm.errors import UserError
-
 Item = TypeVar("Item")
 
 
@@ -31,7 +29,18 @@ def average_over_ranks_(tensors: Sequence[Tensor]) -> None:
         dist.all_reduce(flat)
         flat /= dist.get_world_size()
         parts = flat.split([tensor.numel() for tensor in group])
-        torch._foreach_copy_(group, [part.view_as(tensor) for part, tensor in zip(parts, group, strict=True)])
+        for tensor, part in zip(group, parts, strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+
+def gather_rows(own: Tensor) -> Tensor:
+    """The rows [B, ...] of all ranks as [ranks * B, ...] in rank order; only this rank's own rows carry a gradient."""
+    if not _several():
+        return own
+    parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, own.detach().contiguous())
+    parts[dist.get_rank()] = own
+    return torch.cat(parts)
 
 
 def agree_any(flag: bool) -> bool:
@@ -44,17 +53,17 @@ def agree_any(flag: bool) -> bool:
 
 
 def decided_by_first(decide: Callable[[], Item]) -> Item:
-    """Rank 0 decides, all ranks get the answer; its `UserError` too is raised on all, so that none waits for ever."""
+    """Rank 0 decides, all ranks get the answer; its exception too is raised on all, so that none waits for ever."""
     if not _several():
         return decide()
-    holder: list[Item | UserError | None] = [None]
+    holder: list[Item | Exception | None] = [None]
     if dist.get_rank() == 0:
         try:
             holder = [decide()]
-        except UserError as error:
+        except Exception as error:
             holder = [error]
     dist.broadcast_object_list(holder, src=0)
-    if isinstance(answer := holder[0], UserError):
+    if isinstance(answer := holder[0], Exception):
         raise answer
     return cast(Item, answer)
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -13,13 +14,17 @@ from pathfm.files import written_aside
 def export_teacher(teacher: Mapping[str, Tensor], directory: Path, step: int) -> tuple[Path, Path]:
     """Write `teacher_STEP.pth` ({"teacher": state dict}) and `teacher_STEP.safetensors`; returns both paths.
 
+    Raises `OSError` when the disk does not take them.
     Keys are prefixed `backbone.`, `dino_head.` and, where the head is separate, `ibot_head.`.
     """
     weights = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in teacher.items()}
     pth = directory / f"teacher_{step:08d}.pth"
-    with written_aside(pth) as aside:
-        torch.save({"teacher": weights}, aside)
     tensors = directory / f"teacher_{step:08d}.safetensors"
-    with written_aside(tensors) as aside:
-        save_file(weights, aside, metadata={"format": "pt", "step": str(step)})
+    try:
+        with written_aside(pth) as aside:
+            torch.save({"teacher": weights}, aside)
+        with written_aside(tensors) as aside:
+            save_file(weights, aside, metadata={"format": "pt", "step": str(step)})
+    except (RuntimeError, SafetensorError) as error:  # both wrap the operating system's error
+        raise OSError(" ".join(str(error).split())) from error
     return pth, tensors

@@ -15,14 +15,14 @@ from pathfm.checkpoint.store import Store
 from pathfm.data.loader import load_batches
 from pathfm.data.order import BatchPlan, SampleOrder
 from pathfm.data.pathology import Pathology, open_dataset
-from pathfm.dist.collect import sum_over_ranks
+from pathfm.dist.collect import agree_any, gather_rows, sum_over_ranks
 from pathfm.dist.env import Ranks, ranks_from_environment
 from pathfm.dist.groups import demand_same_numbers, device_of, process_group
 from pathfm.errors import UserError
 from pathfm.files import written_aside
 from pathfm.jobs.arguments import CONFIGS, parse_with_overrides
-from pathfm.jobs.run_reports import accidents_of, exporter, open_report, quarantine_of, where_everything_is
-from pathfm.jobs.run_start import claim_run, resume, settle_recipe
+from pathfm.jobs.run_reports import accidents_of, draw, exporter, open_report, quarantine_of, where_everything_is
+from pathfm.jobs.run_start import check_data, claim_run, resume, settle_recipe
 from pathfm.jobs.schedule import draw_plan
 from pathfm.lifecycle.run import EXIT_INTERRUPTED, Run
 from pathfm.lifecycle.signals import noted
@@ -42,7 +42,9 @@ _log = get_logger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = ArgumentParser("pathfm train", description="Pretrain on this machine; settings are given as key=value.")
+    parser = ArgumentParser(
+        "pathfm train", description="Pretrain on this machine; settings are given as key=value.", allow_abbrev=False
+    )
     parser.add_argument("--config-file", required=True, help="a recipe's path, or its name in configs/")
     parser.add_argument("--output-dir", type=Path, help="the run's directory (default: train.output_dir, runs/RECIPE)")
     parser.add_argument("--no-resume", action="store_true", help="begin anew; what is in the directory is kept aside")
@@ -62,11 +64,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def pretrain(recipe: Recipe, run: Run, ranks: Ranks, device: torch.device) -> int:
-    """Train the run to its end, or until it is told to leave. Returns the exit status."""
+    """Train the run to its end, or until it is told to leave. Returns the exit status, the same on every rank."""
     if not recipe.train.dataset_path:
         raise UserError("no data set is given; add train.dataset_path=Pathology:root=FOLDER")
     dataset = open_dataset(recipe.train.dataset_path)
     recipe = settle_recipe(recipe, run, ranks)
+    check_data(dataset, run)
     plan = plan_training(recipe.train, recipe.optim, recipe.teacher, recipe.dino, ranks.world_size, len(dataset))
     if run.is_done(plan.total_steps):
         if ranks.is_first:
@@ -74,21 +77,17 @@ def pretrain(recipe: Recipe, run: Run, ranks: Ranks, device: torch.device) -> in
         return 0
     data = _Data(recipe, plan, dataset, device)
     state = _fresh_state(recipe, plan, device)
-    if device.type == "cuda":
-        backend = choose_backend(recipe.student.attention, device, compute_dtype(recipe.train))
-        _log.info("attention by %s on %s", backend, torch.cuda.get_device_name(device))
     store = Store(run.checkpoints, recipe.checkpoint)
     resume(state, store, run, ranks)
     if ranks.is_first:
-        run.add_provenance({"ranks": ranks.world_size, "device": str(device), "from_step": state.step})
-        _draw_previews(run, recipe, plan, data)
+        _begin_segment(run, recipe, plan, data, state.step, ranks)
     with Console(plan.total_steps, state.step, speak=ranks.is_first) as console:
         report = open_report(recipe, run, console, state.step, first=ranks.is_first)
         around = Surroundings(
             store=store,
             report=report,
             leave=noted,
-            quarantine=quarantine_of(run, state.step),
+            quarantine=quarantine_of(run, state.step) if ranks.is_first else _nothing,
             accident=accidents_of(run, data.files_of),
             export=exporter(run, state.method.teacher),
         )
@@ -98,10 +97,14 @@ def pretrain(recipe: Recipe, run: Run, ranks: Ranks, device: torch.device) -> in
         except Exception as error:
             if ranks.is_first:
                 run.write_exit("failed", state.step, f"{type(error).__name__}: {error}")
-            raise
-        finally:
             report.finish()
-    return _close(run, loop, verdict) if ranks.is_first else _exit_status(verdict)
+            raise
+    complete = not ranks.is_first or _close(run, loop, verdict)
+    report.finish()
+    # The others wait here for rank 0 to have saved: whoever started them ends all as soon as one has left.
+    if agree_any(not complete):
+        return 1
+    return 0 if verdict == "done" else EXIT_INTERRUPTED
 
 
 class _Data:
@@ -157,29 +160,47 @@ def _fresh_state(recipe: Recipe, plan: TrainingPlan, device: torch.device) -> Tr
         centering=recipe.train.centering,
         koleo_group_size=plan.koleo_group_size,
         total=sum_over_ranks,
+        gather=gather_rows,
     ).to(device)
     return TrainingState(method, build_optimizer(method, recipe.optim, device), build_scaler(device))
 
 
-def _draw_previews(run: Run, recipe: Recipe, plan: TrainingPlan, data: _Data) -> None:
-    run.previews.mkdir(parents=True, exist_ok=True)
-    with written_aside(run.previews / "crops.png") as aside:
-        crops_picture(data.first_samples(8), recipe.student.patch_size).save(aside, format="PNG")
-    draw_plan(plan, run.previews / "schedules.png", f"{run.name}: schedules")
+def _begin_segment(run: Run, recipe: Recipe, plan: TrainingPlan, data: _Data, step: int, ranks: Ranks) -> None:
+    """What a run's directory says before the first step of this process."""
+    run.write_exit("running", step)
+    run.add_provenance({"ranks": ranks.world_size, "device": str(data.device), "from_step": step})
+    if not (crops := run.previews / "crops.png").exists():
+        draw(crops, lambda picture: _draw_crops(picture, data.first_samples(8), recipe.student.patch_size))
+    if not (schedules := run.previews / "schedules.png").exists():
+        draw(schedules, lambda picture: draw_plan(plan, picture, f"{run.name}: schedules"))
+    if data.device.type == "cuda":
+        backend = choose_backend(recipe.student.attention, data.device, compute_dtype(recipe.train))
+        _log.info("attention by %s on %s", backend, torch.cuda.get_device_name(data.device))
 
 
-def _close(run: Run, loop: Loop, verdict: Verdict) -> int:
-    """Say how it ended, in exit.json and to the person."""
-    loop.around.export(loop.state.step)
-    run.write_exit(
-        verdict, loop.state.step, "the last checkpoint could not be written" if loop.last_save_failed else ""
-    )
+def _draw_crops(picture: Path, batch: Batch, patch_size: int) -> None:
+    with written_aside(picture) as aside:
+        crops_picture(batch, patch_size).save(aside, format="PNG")
+
+
+def _close(run: Run, loop: Loop, verdict: Verdict) -> bool:
+    """Say how it ended, in exit.json and to the person. False when something that should be on the disk is not."""
+    step = loop.state.step
+    exported = verdict != "done" or loop.around.export(step)
+    if loop.last_save_failed or not exported:
+        missing = "checkpoint" if loop.last_save_failed else "teacher"
+        run.write_exit("failed", step, f"the {missing} of step {step} could not be written")
+        print(
+            f"run {run.name} reached step {step:,}, but its {missing} could not be written; mend that and start again"
+        )
+        return False
+    run.write_exit(verdict, step)
     if verdict == "done":
-        print(f"run {run.name} is finished: {loop.plan.total_steps:,} steps\n{where_everything_is(run)}")
+        print(f"run {run.name} is finished: {step:,} steps\n{where_everything_is(run)}")
     else:
-        print(f"run {run.name} stopped after step {loop.state.step:,}; the same command goes on from there")
-    return 1 if loop.last_save_failed else _exit_status(verdict)
+        print(f"run {run.name} stopped after step {step:,}; the same command goes on from there")
+    return True
 
 
-def _exit_status(verdict: Verdict) -> int:
-    return 0 if verdict == "done" else EXIT_INTERRUPTED
+def _nothing(*_: object) -> None:
+    pass

@@ -31,7 +31,7 @@ def open_report(recipe: Recipe, run: Run, console: Console, step: int, *, first:
 
 
 def quarantine_of(run: Run, step: int) -> Callable[[int, Skipped], None]:
-    """Writes every undecodable file once into quarantine.jsonl."""
+    """Rank 0's: writes every undecodable file once into quarantine.jsonl."""
     lines = JsonLines(run.quarantine)
     lines.forget_after(step)
     known = {line["file"] for line in lines.read()}
@@ -54,23 +54,37 @@ def accidents_of(run: Run, files_of: Callable[[int], list[str]]) -> Callable[[in
             "values": {name: repr(value) for name, value in values.items()},  # JSON has no NaN
             "files": files_of(step),
         }
-        write_json(run.accidents / f"step_{step:08d}.json", evidence)
-        _log.warning("step %d had no finite loss and changed nothing; see %s", step, run.accidents)
+        _log.warning("step %d had no finite loss or gradient and was passed over; see %s", step, run.accidents)
+        try:
+            write_json(run.accidents / f"step_{step:08d}.json", evidence)
+        except OSError as error:
+            _log.warning("its evidence could not be written (%s): %s", error, evidence)
 
     return write
 
 
-def exporter(run: Run, teacher: nn.Module) -> Callable[[int], None]:
-    """Writes the teacher's weights and redraws the curves. A full disk is a warning: nothing waits for an export."""
+def exporter(run: Run, teacher: nn.Module) -> Callable[[int], bool]:
+    """Writes the teacher's weights and redraws the curves. Says whether the weights are there."""
 
-    def write(step: int) -> None:
+    def write(step: int) -> bool:
+        draw(run.previews / "losses.png", lambda picture: draw_losses(lines.read(), picture, f"{run.name}: losses"))
         try:
             export_teacher(teacher.state_dict(), run.exports, step)
-            draw_losses(JsonLines(run.metrics).read(), run.previews / "losses.png", f"{run.name}: losses")
         except OSError as error:
             _log.warning("the teacher of step %d could not be exported (%s)", step, error)
+            return False
+        return True
 
+    lines = JsonLines(run.metrics)
     return write
+
+
+def draw(picture: Path, how: Callable[[Path], None]) -> None:
+    """Draw a picture. Nothing that goes wrong with one is a reason not to train."""
+    try:
+        how(picture)
+    except Exception as error:
+        _log.warning("%s could not be drawn (%s: %s)", picture, type(error).__name__, error)
 
 
 def where_everything_is(run: Run) -> str:

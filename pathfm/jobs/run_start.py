@@ -1,14 +1,16 @@
 """How a run begins or goes on: its directory is claimed, its recipe settled, its newest checkpoint taken up."""
 
+import json
 from contextlib import ExitStack
 from pathlib import Path
 
 from pathfm.checkpoint.store import DamagedCheckpoint, Store, read_checkpoint
 from pathfm.config import build, read_layer, to_yaml
+from pathfm.data.pathology import Pathology
 from pathfm.dist.collect import decided_by_first
 from pathfm.dist.env import Ranks
 from pathfm.errors import UserError
-from pathfm.files import write_text
+from pathfm.files import write_json, write_text
 from pathfm.lifecycle.run import Run
 from pathfm.log import get_logger
 from pathfm.recipe import Recipe, changes_of_identity, written_out
@@ -25,6 +27,7 @@ def claim_run(stack: ExitStack, directory: Path, *, begin_anew: bool) -> Run:
         stack.enter_context(Run(directory).claimed())
         if begin_anew and (kept := Run(directory).keep_aside()):
             _log.info("beginning anew; what was in %s is kept in %s", directory, kept)
+        Run(directory).remove_leftovers()
 
     decided_by_first(claim)
     return Run(directory)
@@ -43,6 +46,11 @@ def settle_recipe(recipe: Recipe, run: Run, ranks: Ranks) -> Recipe:
 
 
 def _begin(recipe: Recipe, ranks: Ranks, run: Run) -> Recipe:
+    if run.checkpoints.is_dir():
+        raise UserError(
+            f"{run.checkpoints} is there, but no {run.recipe.name} beside it says what was trained; "
+            "put it back, take another run name, or begin anew with --no-resume (what is there is kept)"
+        )
     settled = _settled(recipe, global_batch_size(recipe.train, ranks.world_size))
     write_text(run.recipe, to_yaml(settled))
     return settled
@@ -65,6 +73,26 @@ def _settled(recipe: Recipe, global_batch: int | None) -> Recipe:
     return written_out(recipe).model_copy(update={"train": train})
 
 
+def check_data(dataset: Pathology, run: Run) -> None:
+    """Remember at the first start which data a run is trained on; raise `UserError` when they have changed since.
+
+    All ranks call this together.
+    """
+
+    def check() -> None:
+        now = {"samples": len(dataset), "fingerprint": dataset.fingerprint()}
+        if not run.data.is_file():
+            write_json(run.data, now)
+        elif (begun := json.loads(run.data.read_text(encoding="utf-8"))) != now:
+            raise UserError(
+                f"the data of run {run.name} have changed: {begun['samples']:,} samples when it was begun, "
+                f"{now['samples']:,} now{' (another index)' if begun['samples'] == now['samples'] else ''}; "
+                "name the data it was begun with, or take another run name"
+            )
+
+    decided_by_first(check)
+
+
 def resume(state: TrainingState, store: Store, run: Run, ranks: Ranks) -> None:
     """Restore the newest checkpoint that is whole and fits; none yet means a fresh start. All ranks call this together.
 
@@ -76,7 +104,6 @@ def resume(state: TrainingState, store: Store, run: Run, ranks: Ranks) -> None:
 
 
 def _restore_newest(state: TrainingState, store: Store, run: Run) -> int:
-    store.remove_leftovers()
     for snapshot in store.whole():
         try:
             state.restore(snapshot)

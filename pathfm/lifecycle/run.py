@@ -4,6 +4,7 @@ Nothing about a run depends on the clock, the job id or the world size, and noth
 """
 
 import fcntl
+import itertools
 import json
 import os
 import platform
@@ -20,8 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from pathfm.errors import UserError
-from pathfm.files import write_json
+from pathfm.files import remove_leftovers, write_json
+from pathfm.log import get_logger
 
+_log = get_logger(__name__)
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: a checkpoint is written, start the same command again to go on
 
 _PACKAGES = ("pathfm", "torch", "numpy", "pillow", "opencv-python-headless", "xformers", "submitit", "wandb")
@@ -40,6 +43,10 @@ class Run:
     @property
     def recipe(self) -> Path:
         return self.directory / "recipe.yaml"
+
+    @property
+    def data(self) -> Path:
+        return self.directory / "data.json"
 
     @property
     def metrics(self) -> Path:
@@ -72,10 +79,14 @@ class Run:
         with (self.directory / ".lock").open("a+") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 lock.seek(0)
-                raise UserError(f"run {self.name} is being written by {lock.read().strip() or 'another process'}; "
-                                f"wait for it, end it, or choose another run name") from None  # fmt: skip
+                writer = lock.read().strip() or "another process"
+                raise UserError(
+                    f"run {self.name} is being written by {writer}; wait for it, end it, or choose another run name"
+                ) from None
+            except OSError as error:
+                _log.warning("this file system has no locks (%s): see to it that one process alone writes here", error)
             lock.truncate(0)
             lock.write(f"process {os.getpid()} on {socket.gethostname()}")
             lock.flush()
@@ -86,12 +97,18 @@ class Run:
         contents = [entry for entry in self.directory.iterdir() if not _stays(entry)]
         if not contents:
             return None
-        number = 1 + sum(1 for entry in self.directory.iterdir() if entry.name.startswith("earlier_"))
+        number = next(n for n in itertools.count(1) if not (self.directory / f"earlier_{n}").exists())
         kept = self.directory / f"earlier_{number}"
         kept.mkdir()
-        for entry in contents:
+        # Checkpoints first: should this be cut off, none may be left for a run that is not theirs.
+        for entry in sorted(contents, key=lambda entry: entry != self.checkpoints):
             entry.rename(kept / entry.name)
         return kept
+
+    def remove_leftovers(self) -> None:
+        """Delete what killed writers left aside. The caller holds the lock."""
+        for directory in (self.directory, self.checkpoints, self.exports, self.previews, self.accidents):
+            remove_leftovers(directory)
 
     def how_it_ended(self) -> dict[str, Any] | None:
         """What `write_exit` wrote last, or None."""
@@ -102,12 +119,12 @@ class Run:
         return ended if isinstance(ended, dict) else None
 
     def is_done(self, total_steps: int) -> bool:
-        """True when an earlier segment finished all steps."""
+        """True when an earlier segment finished all steps and wrote all that it should."""
         ended = self.how_it_ended()
         return ended is not None and ended.get("verdict") == "done" and ended.get("step") == total_steps
 
     def write_exit(self, verdict: str, step: int, reason: str = "") -> None:
-        """Why this segment ended: verdict `done`, `interrupted` or `failed`; read by whoever started the job."""
+        """`running`, or why this segment ended: `done`, `interrupted`, `failed`; read by whoever started it."""
         write_json(
             self.directory / "exit.json",
             {

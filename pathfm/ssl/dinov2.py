@@ -11,13 +11,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pathfm.batch import Batch
-from pathfm.errors import UserError
 from pathfm.models.head import DINOHead
 from pathfm.models.vit import Features, ViT
 from pathfm.ssl.config import Centering, DinoConfig, IbotConfig
 from pathfm.ssl.losses import dino_cross_entropy, ibot_cross_entropy, koleo
 from pathfm.ssl.method import Losses, Method
-from pathfm.ssl.targets import Centring, SinkhornKnopp, Total, alone, build_targets
+from pathfm.ssl.targets import Centring, Gather, SinkhornKnopp, Total, alone, build_targets
 from pathfm.ssl.teacher import follow, start_as_copy
 
 
@@ -43,9 +42,10 @@ class DINOv2(Method):
     """Student, teacher and the losses between them.
 
     `student` and `teacher` hold `backbone`, `dino_head` and, when iBOT's head is separate, `ibot_head`; these are the
-    prefixes of the ancestors' checkpoints. `total` sums over ranks (see `targets`). The backbones must have the same
-    parameters; the teacher starts as a copy of the student, and stays in evaluation mode.
-    `koleo_group_size` (samples) must divide a rank's batch; None takes the rank's batch as one group.
+    prefixes of the ancestors' checkpoints. `total` sums over ranks (see `targets`), `gather` joins the rows of all
+    ranks, of which only this rank's carry a gradient. The backbones must have the same parameters; the teacher starts
+    as a copy of the student, and stays in evaluation mode.
+    `koleo_group_size` (samples) must divide the global batch; None takes the rank's batch as one group.
     """
 
     def __init__(
@@ -58,11 +58,13 @@ class DINOv2(Method):
         centering: Centering = "centering",
         koleo_group_size: int | None = None,
         total: Total = alone,
+        gather: Gather = alone,
     ) -> None:
         super().__init__()
         self.dino = dino
         self.ibot = ibot
         self.koleo_group_size = koleo_group_size
+        self.gather = gather
         has_patch_loss = ibot.loss_weight > 0
         self.patch_head = "ibot_head" if has_patch_loss and ibot.separate_head else "dino_head"
         self.student = self._with_heads(student_backbone)
@@ -75,7 +77,7 @@ class DINOv2(Method):
     def losses(self, batch: Batch, teacher_temp: float) -> Losses:
         """The weighted total, and each term scaled as DINOv2 logs it, for a rank's share of a batch (float crops).
 
-        Raises `UserError` when KoLeo's groups do not fit the batch. All ranks call this together.
+        All ranks call this together.
         """
         self._check(batch)
         targets = self._targets(batch, teacher_temp)
@@ -125,12 +127,6 @@ class DINOv2(Method):
     def _check(self, batch: Batch) -> None:
         assert batch.global_crops.is_floating_point(), "the batch must be normalised first"
         assert batch.num_global_crops >= 2, "the views of a sample are compared with each other"
-        group = self.koleo_group_size
-        if self.dino.koleo_loss_weight and group and batch.num_samples % group:
-            raise UserError(
-                f"a rank's batch of {batch.num_samples} samples is not a whole number of KoLeo groups of {group}; "
-                "set dino.koleo_group_size to a divisor of it"
-            )
 
     @torch.no_grad()
     def _targets(self, batch: Batch, temp: float) -> Targets:
@@ -172,11 +168,21 @@ class DINOv2(Method):
         """KoLeo within each view: two views of one sample ought to be close."""
         if not self.dino.koleo_loss_weight:
             return cls.new_zeros((), dtype=torch.float32)
-        views = [koleo(view, self.koleo_group_size) for view in cls]
-        return self.dino.koleo_loss_weight * torch.stack(views).sum()
+        group, num_samples = self.koleo_group_size, cls.shape[1]
+        if group is None or num_samples % group == 0:
+            views, ranks = list(cls), 1
+        else:  # groups span ranks: each computes the loss of all of them, and its gradient for its own rows alone
+            views = [self.gather(view) for view in cls]
+            ranks = len(views[0]) // num_samples
+        loss = self.dino.koleo_loss_weight * torch.stack([koleo(view, group) for view in views]).sum()
+        return _with_gradient_times(ranks, loss)  # whose mean over ranks is then taken
 
     def _target_makers(self) -> list[Centring | SinkhornKnopp]:
         return [targets for targets in (self.cls_targets, self.patch_targets) if targets is not None]
+
+
+def _with_gradient_times(factor: int, value: Tensor) -> Tensor:
+    return value if factor == 1 else value.detach() + factor * (value - value.detach())
 
 
 def _head(width: int, config: DinoConfig | IbotConfig) -> DINOHead:

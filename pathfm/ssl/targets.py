@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from pathfm.ssl.config import Centering
 
 Total = Callable[[Tensor], Tensor]
+Gather = Callable[[Tensor], Tensor]
 
 CENTER_MOMENTUM = 0.9  # DINO, arXiv 2104.14294, section 5.1
 SINKHORN_ITERATIONS = 3  # SwAV, arXiv 2006.09882, section 4
 
 
 def alone(tensor: Tensor) -> Tensor:
-    """The sum over ranks when there is only one."""
+    """The sum over ranks, or the rows of all ranks, when there is only one."""
     return tensor
 
 

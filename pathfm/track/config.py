@@ -15,4 +15,4 @@ class WandbConfig(Section):
     exp_name: str | None = None  # None: the run's name
     group: str | None = None
     tags: tuple[str, ...] = ()
-    resume_id: str | None = None  # None: made from the run's name and kept in the run
+    resume_id: str | None = None  # None: drawn at the first start and kept in the run

@@ -27,6 +27,11 @@ class Report:
         if self._wandb is not None:
             self._wandb.log(line)
 
+    def flush(self) -> None:
+        """Before a checkpoint: what it remembers must not be ahead of what was logged."""
+        if self._lines is not None:
+            self._lines.flush()
+
     def finish(self) -> None:
         if self._wandb is not None:
             self._wandb.finish()

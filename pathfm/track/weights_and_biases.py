@@ -1,11 +1,12 @@
 """W&B as a view of metrics.jsonl: one W&B run for a run's whole life, and never a reason for training to stop."""
 
-import hashlib
 import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from pathfm.files import write_text
 from pathfm.log import get_logger
 from pathfm.track.config import WandbConfig
 
@@ -72,13 +73,12 @@ def wandb_mode(config: WandbConfig, environment: Mapping[str, str]) -> Mode:
 
 
 def run_id(config: WandbConfig, run_directory: Path) -> str:
-    """The same id whenever the same run is started: kept in the run, at first made from its name and place."""
+    """The same id whenever the same run is started: drawn at the first start and kept in the run."""
     kept = run_directory / "wandb_id"
     if config.resume_id:
         return config.resume_id
     if not kept.is_file():
-        place = str(run_directory.resolve())
-        kept.write_text(hashlib.blake2b(place.encode(), digest_size=8).hexdigest(), encoding="utf-8")
+        write_text(kept, secrets.token_hex(8))
     return kept.read_text(encoding="utf-8").strip()
 
 

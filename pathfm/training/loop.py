@@ -40,7 +40,7 @@ class Surroundings:
     leave: Callable[[], str | None]  # a reason to stop between two steps, e.g. a signal's name
     quarantine: Callable[[int, Skipped], None]  # called on rank 0 for every sample that was passed over
     accident: Callable[[int, dict[str, float]], None]  # called on rank 0 for every step that was passed over
-    export: Callable[[int], None]  # called on rank 0 when the teacher's weights are due
+    export: Callable[[int], bool]  # called on rank 0 when the teacher's weights are due; False: it failed
 
 
 @dataclass
@@ -61,13 +61,16 @@ class Loop:
 
     def run(self, batches: Iterable[Batch]) -> Verdict:
         """Raises `NotFinite` when the numbers stay broken, and whatever the loader raises."""
+        if self._must_leave():  # a signal came while torch was imported or the checkpoint read
+            self.save()
+            return "interrupted"
         for batch in self._watch.waiting(batches):
             self._step(batch)
             if self._is_due(self.train.log_every_steps):
                 self._report()
             if self._is_due(self._steps_between_saves()):
                 self.save()
-            if (every := self.checkpoint.export_every_steps) and self._is_due(every) and self.ranks.is_first:
+            if (every := self.checkpoint.export_every_steps) and self.state.step % every == 0 and self.ranks.is_first:
                 self.around.export(self.state.step)
             if self._must_leave():
                 self.save()
@@ -79,6 +82,7 @@ class Loop:
         """Write a checkpoint. A write that fails harms nothing that was published, and training goes on."""
         self._quarantine()  # so that the count in the checkpoint is that of its own step
         snapshot = self.state.snapshot()
+        self.around.report.flush()
         if not self.ranks.is_first:
             return
         try:
@@ -123,7 +127,6 @@ class Loop:
         self.state.meter.clear()
 
     def _line(self, series: dict[str, list[float]]) -> dict[str, Any]:
-        steps = len(series["finite"])
         step = self.state.step
         values = self.plan.schedules.at(step - 1)
         return {
@@ -137,7 +140,7 @@ class Loop:
             **{name: _mean_of_finite(column) for name, column in series.items() if name != "finite"},
             "steps_skipped": sum(1 for finite in series["finite"] if finite < 1),
             "samples_skipped": self.state.samples_skipped,
-            "timing": self._watch.lap(steps, self.plan.global_batch_size),
+            "timing": self._watch.lap(self.plan.global_batch_size),
         }
 
     def _quarantine(self) -> None:
@@ -157,8 +160,9 @@ class Loop:
             if self.state.steps_skipped_in_a_row >= self.optim.max_skipped_steps:
                 raise NotFinite(
                     f"the loss or gradient was not finite for {self.state.steps_skipped_in_a_row} steps in a row, "
-                    f"the last one step {first + offset}; the samples and losses are in the run's accidents/ folder. "
-                    "Lower optim.base_lr or set train.precision=fp32; the last checkpoint is as it was"
+                    f"the last one step {first + offset}; the samples and losses are in the run's accidents/ folder, "
+                    "its checkpoints are as they were. Begin another run with a lower optim.base_lr or "
+                    "train.precision=fp32"
                 )
 
 
@@ -166,8 +170,7 @@ class _Stopwatch:
     """Wall time of the steps, and how much of it was spent waiting for the loader."""
 
     def __init__(self) -> None:
-        self._lap_started = time.perf_counter()
-        self._waited = 0.0
+        self._begin_lap()
 
     def waiting(self, items: Iterable[Item]) -> Iterator[Item]:
         iterator = iter(items)
@@ -178,17 +181,23 @@ class _Stopwatch:
             except StopIteration:
                 return
             self._waited += time.perf_counter() - started
+            self._steps += 1
             yield item
 
-    def lap(self, steps: int, samples_per_step: int) -> dict[str, float]:
-        now = time.perf_counter()
-        seconds, waited = max(now - self._lap_started, 1e-9), self._waited
-        self._lap_started, self._waited = now, 0.0
-        return {
-            "seconds_per_step": seconds / steps,
-            "samples_per_second": steps * samples_per_step / seconds,
-            "data_wait_fraction": waited / seconds,
+    def lap(self, samples_per_step: int) -> dict[str, float]:
+        seconds = max(time.perf_counter() - self._started, 1e-9)
+        speed = {
+            "seconds_per_step": seconds / max(self._steps, 1),
+            "samples_per_second": self._steps * samples_per_step / seconds,
+            "data_wait_fraction": self._waited / seconds,
         }
+        self._begin_lap()
+        return speed
+
+    def _begin_lap(self) -> None:
+        self._started = time.perf_counter()
+        self._waited = 0.0
+        self._steps = 0
 
 
 def _mean_of_finite(column: list[float]) -> float | None:

@@ -42,7 +42,7 @@ def plan_training(
     if num_samples is not None and batch > num_samples:
         raise UserError(
             f"the global batch of {batch} is larger than the data set of {num_samples} samples; "
-            f"set train.batch_size_per_gpu to {max(1, num_samples // world_size)} or less"
+            f"set {_batch_key(train)} to {_largest_batch(train, num_samples, world_size)} or less"
         )
     epoch_length = train.epoch_length or (num_samples // batch if num_samples else None)
     if epoch_length is None:
@@ -50,23 +50,28 @@ def plan_training(
     total_steps = optim.total_steps or max(1, round(optim.epochs * epoch_length))
     peak_lr = optim.base_lr * _batch_factor(optim.scaling_rule, batch)
     schedules = _schedules(optim, teacher, peak_lr, total_steps)
-    return TrainingPlan(
-        batch, epoch_length, total_steps, _koleo_group(train, dino, batch, world_size), peak_lr, schedules
-    )
+    return TrainingPlan(batch, epoch_length, total_steps, _koleo_group(train, dino, batch), peak_lr, schedules)
 
 
-def _koleo_group(train: TrainConfig, dino: DinoConfig, batch: int, world_size: int) -> int:
+def _koleo_group(train: TrainConfig, dino: DinoConfig, batch: int) -> int:
     # DINOv2 spreads the features within a rank's batch; we do so within groups of the size that the recipe calls a
     # rank's batch, so that another number of ranks changes nothing.
     group = dino.koleo_group_size or min(train.batch_size_per_gpu, batch)
-    rank_batch = batch // world_size
-    if dino.koleo_loss_weight and rank_batch % group:
+    if dino.koleo_loss_weight and batch % group:
         raise UserError(
-            f"KoLeo's groups of {group} samples do not fit the {rank_batch} samples that each of {world_size} ranks "
-            f"gets of a global batch of {batch}; use fewer ranks, or begin the run with a dino.koleo_group_size "
-            "that divides them"
+            f"a global batch of {batch} is not a whole number of KoLeo's groups of {group} samples; "
+            "set dino.koleo_group_size to a divisor of the batch"
         )
     return group
+
+
+def _batch_key(train: TrainConfig) -> str:
+    return "train.global_batch_size" if train.global_batch_size else "train.batch_size_per_gpu"
+
+
+def _largest_batch(train: TrainConfig, num_samples: int, world_size: int) -> int:
+    per_rank = max(1, num_samples // world_size)
+    return per_rank * world_size if train.global_batch_size else per_rank
 
 
 def _batch_factor(rule: str, batch: int) -> float:

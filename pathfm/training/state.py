@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 
-import torch
 from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
@@ -36,7 +35,7 @@ class TrainingState:
 
     def restore(self, snapshot: Snapshot) -> None:
         """Raises `DamagedCheckpoint` when the keys are not those of this state, naming the first few."""
-        expected = {**self._method_tensors(), **(self._empty_moments() if snapshot.step else {})}
+        expected = {**self._method_tensors(), **self._moments()}
         if mistakes := sorted(key_differences(expected, snapshot.tensors)):
             raise DamagedCheckpoint(f"{len(mistakes)} keys differ: {'; '.join(mistakes[:5])}")
         self.method.load_state_dict(_below("method.", snapshot.tensors))
@@ -61,21 +60,13 @@ class TrainingState:
         return {
             f"optimizer.{name}.{key}": value
             for name, parameter in self._named_parameters()
-            for key, value in self.optimizer.state.get(parameter, {}).items()
-        }
-
-    def _empty_moments(self) -> dict[str, Tensor]:
-        return {
-            f"optimizer.{name}.{key}": torch.zeros(()) if key == "step" else torch.zeros_like(parameter)
-            for name, parameter in self._named_parameters()
-            for key in ("step", "exp_avg", "exp_avg_sq")
+            for key, value in self.optimizer.state[parameter].items()
         }
 
     def _load_moments(self, tensors: Mapping[str, Tensor]) -> None:
-        moments: dict[int, dict[str, Tensor]] = {}
-        for index, (name, _) in enumerate(self._named_parameters()):
-            if own := _below(f"optimizer.{name}.", tensors):
-                moments[index] = own
+        moments = {
+            index: _below(f"optimizer.{name}.", tensors) for index, (name, _) in enumerate(self._named_parameters())
+        }
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
 

@@ -3,11 +3,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from pathfm.batch import Batch
 from pathfm.data.index import IndexRequest, build_index
@@ -35,6 +38,14 @@ def assemble_and_die_at_step_3(samples: list[Sample], step: int) -> Batch:
     if step == 3:
         os.kill(os.getpid(), signal.SIGKILL)
     return assemble(samples, step)
+
+
+def assemble_counting_threads(samples: list[Sample], step: int) -> Batch:
+    return replace(assemble(samples, step), mask_indices=torch.tensor([cv2.getNumThreads()]))
+
+
+def assemble_missing_a_file(samples: list[Sample], step: int) -> Batch:
+    raise FileNotFoundError("a bug in assemble")
 
 
 def assemble_with_a_bug(samples: list[Sample], step: int) -> Batch:
@@ -122,9 +133,27 @@ def test_a_limit_stops_when_too_many_are_damaged(damaged_root):
         batches(damaged_root, on_corrupt="limit:0.003")
 
 
+def test_a_limit_counts_samples_and_not_the_neighbours_that_were_tried_in_their_place(damaged_root):
+    """An epoch asks for three damaged samples; in place of 4, 5 is tried too."""
+    epoch = {"plan": BatchPlan(23), "steps": (0, 1)}
+    assert len(batches(damaged_root, **epoch, on_corrupt="limit:0.003")[0].skipped) == 4
+    with pytest.raises(UserError, match="3 of 23 samples read"):
+        batches(damaged_root, **epoch, on_corrupt="limit:0.002")
+
+
+def test_the_policy_skip_never_stops_a_run(tmp_path, write_tar, tile):
+    contents = {f"{n}.png": tile(n) if n == 49 else b"damaged" for n in range(50)}
+    write_tar(tmp_path / "pretrain_dataset.tar", contents)
+    build_index(IndexRequest(tmp_path / "pretrain_dataset.tar", tmp_path, "pretrain"))
+    (epoch,) = batches(tmp_path, BatchPlan(50), steps=(0, 1), max_neighbours=50)
+    assert epoch.samples.tolist() == [49] * 50
+    assert len(epoch.skipped) > 1000  # which was judged as more than all samples
+
+
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_too_many_damaged_neighbours_end_in_one_line(damaged_root, num_workers):
-    with pytest.raises(UserError, match=r"^\S*pretrain_dataset.tar: 2 samples in a row, from 4 on, [^\n]+$"):
+    message = r"^\S*pretrain_dataset.tar: 2 samples in a row, from 4 on, cannot be decoded \(04.png, 05.png\);[^\n]+$"
+    with pytest.raises(UserError, match=message):
         batches(damaged_root, max_neighbours=1, num_workers=num_workers)
 
 
@@ -138,10 +167,47 @@ def test_a_worker_that_is_killed_is_explained_in_one_line(tiles_root):
         batches(tiles_root, assemble=assemble_and_die_at_step_3, num_workers=1)
 
 
+def test_a_worker_that_died_before_its_batch_was_pinned_is_explained_too(tiles_root, monkeypatch):
+    """What torch raises then, as memory can be pinned only where there is a GPU."""
+
+    def dead(_):
+        raise RuntimeError("Pin memory thread exited unexpectedly")
+        yield
+
+    monkeypatch.setattr(DataLoader, "__iter__", dead)
+    with pytest.raises(UserError, match="^a data-loading worker was killed"):
+        batches(tiles_root, num_workers=1)
+
+
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_bug_stays_a_bug(tiles_root, num_workers):
-    with pytest.raises(ZeroDivisionError, match="a bug in assemble"):
-        batches(tiles_root, assemble=assemble_with_a_bug, num_workers=num_workers)
+def test_a_tar_that_vanished_is_named_and_no_worker_blamed(tiles_root, num_workers):
+    dataset = Pathology(tiles_root)
+    (tiles_root / "pretrain_dataset.tar").unlink()
+    stream = load_batches(
+        dataset, SampleOrder(23, 0), BatchPlan(4), assemble, start_step=0, stop_step=1, num_workers=num_workers
+    )
+    with pytest.raises(UserError, match=r"^cannot read .*pretrain_dataset.tar: No such file"):
+        next(stream)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize(
+    ("assemble", "error"), [(assemble_with_a_bug, ZeroDivisionError), (assemble_missing_a_file, FileNotFoundError)]
+)
+def test_a_bug_stays_a_bug(tiles_root, num_workers, assemble, error):
+    with pytest.raises(error, match="a bug in assemble"):
+        batches(tiles_root, assemble=assemble, num_workers=num_workers)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_opencv_works_in_the_thread_that_asks(tiles_root, num_workers):
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(2)
+    try:
+        loaded = batches(tiles_root, assemble=assemble_counting_threads, num_workers=num_workers)
+    finally:
+        cv2.setNumThreads(before)
+    assert {batch.mask_indices.item() for batch in loaded} == {1}
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

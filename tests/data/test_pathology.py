@@ -1,12 +1,17 @@
+import errno
 import json
 import multiprocessing
 import os
 import pickle
+import re
+import shlex
 import shutil
+import tarfile
 
 import numpy as np
 import pytest
 
+from pathfm.__main__ import main
 from pathfm.data.entries import open_entries
 from pathfm.data.index import IndexRequest, build_index
 from pathfm.data.pathology import Pathology, open_dataset
@@ -42,31 +47,42 @@ def test_the_ancestors_files_are_read_with_a_warning(golden_dir, warnings_logged
     assert any("pretrain_index_train.json is not there" in message for message in warnings_logged)
 
 
-@pytest.mark.parametrize("entries_count_from", [0, 1])
-def test_old_names_that_count_from_one_are_understood(tiles_root, entries_count_from):
-    np.save(
-        tiles_root / "pretrain_file_indices.npy",
-        np.array({n + 1: f"{n:02}.png" for n in range(23)}, dtype=object),
-        allow_pickle=True,
-    )
-    entries = np.load(tiles_root / "pretrain_entries.npy")
-    entries[:, 1] += np.uint64(entries_count_from)
-    np.save(tiles_root / "pretrain_entries.npy", entries)
-    assert Pathology(tiles_root).name_of(5) == "05.png"
+@pytest.mark.parametrize("count_from", [0, 1])
+def test_a_subsets_names_are_right_wherever_old_files_count_from(tiles_root, tile, count_from):
+    """Names and entries of the tiles 3, 4 and 11; names count from 1, entries from 0 or from 1."""
+    names = np.array({n + 1: f"{n:02}.png" for n in range(23)}, dtype=object)
+    np.save(tiles_root / "pretrain_file_indices.npy", names, allow_pickle=True)
+    entries = np.load(tiles_root / "pretrain_entries.npy")[[3, 4, 11]]
+    entries[:, 1] += np.uint64(count_from)
+    np.save(tiles_root / "pretrain_entries_few.npy", entries)
+    dataset = Pathology(tiles_root, subset="few")
+    assert [dataset.name_of(n) for n in range(3)] == ["03.png", "04.png", "11.png"]
 
 
-def test_without_file_names_the_images_can_be_read_all_the_same(tiles_root, tile, warnings_logged):
+def test_the_npy_of_names_is_not_needed(tiles_root, tile):
     (tiles_root / "pretrain_file_indices.npy").unlink()
     dataset = Pathology(tiles_root)
-    assert dataset.read_bytes(2) == tile(2)
-    assert dataset.name_of(2) == "file 2"
-    assert "file names are not known" in warnings_logged[0]
+    assert (dataset.read_bytes(2), dataset.name_of(2)) == (tile(2), "02.png")
+
+
+def test_long_names_and_sizes_in_pax_records_are_understood(tmp_path):
+    names = [f"{'slide' * 40}/{n}{'n' * 150}.png" for n in range(3)]
+    with (tmp_path / "pretrain_dataset.tar").open("wb") as tar:
+        for name in names:
+            member = tarfile.TarInfo(name)
+            member.pax_headers = {"size": "4"}  # the plain header says 0, as it does beyond 8 GiB
+            tar.write(member.tobuf(tarfile.PAX_FORMAT) + b"tile".ljust(512, b"\0"))
+        tar.write(bytes(1024))
+    build_index(IndexRequest(tmp_path / "pretrain_dataset.tar", tmp_path, "pretrain"))
+    dataset = Pathology(tmp_path)
+    assert [dataset.read_bytes(n) for n in range(3)] == [b"tile"] * 3
+    assert [dataset.name_of(n) for n in range(3)] == [name.rpartition("/")[2] for name in names]
 
 
 @pytest.mark.parametrize(
     ("missing", "message"),
     [
-        ("pretrain_dataset.tar", "pathfm pack"),
+        ("pretrain_dataset.tar", "pathfm pack FOLDER --name pretrain --output .*"),
         ("pretrain_entries.npy", "pathfm index --tarball_path .* --name pretrain"),
     ],
 )
@@ -74,6 +90,34 @@ def test_a_missing_file_is_named_with_the_command_that_makes_it(tiles_root, miss
     (tiles_root / missing).unlink()
     with pytest.raises(UserError, match=rf"{missing}; make it with: {message}"):
         Pathology(tiles_root)
+
+
+def test_the_commands_that_are_advised_make_what_is_missing(tiles_root, tmp_path, tile, capsys):
+    folder = tmp_path / "my tiles"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(tile(0))
+    index = ["pretrain_entries.npy", "pretrain_index.json"]
+    for missing in (["pretrain_dataset.tar"], index[:1], index):
+        for name in missing:
+            (tiles_root / name).unlink()
+        with pytest.raises(UserError) as caught:
+            Pathology(tiles_root)
+        advice = re.search(r"make it with: pathfm (.*), or set", str(caught.value))
+        assert main([str(folder) if word == "FOLDER" else word for word in shlex.split(advice[1])]) == 0
+        assert len(Pathology(tiles_root)) == 1
+
+
+def test_a_subset_is_advised_to_be_made_as_its_side_car_says_it_was(tiles_root, tmp_path):
+    (tmp_path / "my list.txt").write_text("03.png\n11.png\n")
+    tar = tiles_root / "pretrain_dataset.tar"
+    command = ["index", "--tarball_path", str(tar), "--output_root", str(tiles_root), "--name", "pretrain"]
+    assert main([*command, "--suffix", "few", "--keep", str(tmp_path / "my list.txt")]) == 0
+    (tiles_root / "pretrain_entries_few.npy").unlink()
+    with pytest.raises(UserError, match=rf"make it with: pathfm index .* --keep '{tmp_path}/my list.txt', or set"):
+        Pathology(tiles_root, subset="few")
+    (tiles_root / "pretrain_index_few.json").unlink()
+    with pytest.raises(UserError, match=r"make it with: pathfm index .* --suffix few --keep LIST, or set"):
+        Pathology(tiles_root, subset="few")
 
 
 def test_the_index_of_another_tar_is_refused(tiles_root, write_tar, tile):
@@ -141,6 +185,25 @@ def test_a_tar_that_was_replaced_before_the_first_read_is_noticed(tiles_root, wr
         dataset.read_bytes(0)
 
 
+@pytest.mark.parametrize("read", [Pathology.read_bytes, Pathology.name_of, lambda data, row: data.will_need([row])])
+def test_a_tar_that_vanished_is_named(tiles_root, read):
+    dataset = Pathology(tiles_root)
+    (tiles_root / "pretrain_dataset.tar").unlink()
+    with pytest.raises(UserError, match=r"pretrain_dataset.tar"):
+        read(dataset, 0)
+
+
+def test_a_disk_that_fails_is_one_line_that_names_the_tar(tiles_root, monkeypatch):
+    dataset = Pathology(tiles_root)
+
+    def fail(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "pread", fail)
+    with pytest.raises(UserError, match=r"^cannot read .*pretrain_dataset.tar: Input/output error$"):
+        dataset.read_bytes(0)
+
+
 def test_a_data_set_travels_by_pickle_without_its_files(tiles_root, tile):
     dataset = Pathology(tiles_root)
     dataset.read_bytes(0)
@@ -168,5 +231,7 @@ def test_hard_links_are_samples_with_their_targets_bytes(tmp_path):
     build_index(IndexRequest(tmp_path / "pretrain_dataset.tar", tmp_path, "pretrain"))
     dataset = Pathology(tmp_path)
     assert [dataset.read_bytes(n) for n in range(2)] == [b"first", b"first"]
-    assert {dataset.name_of(n) for n in range(2)} == {"a.png", "b.png"}
+    target = dataset.name_of(0)
+    assert target in ("a.png", "b.png")
+    assert dataset.name_of(1) == target
     assert len(open_entries(tmp_path / "pretrain_entries.npy")) == 2

@@ -99,19 +99,35 @@ def test_random_ustar_archives_agree_with_tarfile(tmp_path, members):
 
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(contents=st.lists(st.binary(max_size=1500), min_size=1, max_size=4), data=st.data())
-def test_a_cut_tar_is_refused_unless_all_begun_members_are_complete(tmp_path, contents, data):
+def test_a_tar_that_is_cut_anywhere_before_its_end_mark_is_refused(tmp_path, contents, data):
     whole = archive(tmp_path / "whole.tar", [regular(f"{n}.jpg", content) for n, content in enumerate(contents)])
-    members = walked(whole)
-    cut = data.draw(st.integers(1, members[-1].end_offset))
+    end_mark = -(-walked(whole)[-1].end_offset // 512) * 512
+    cut = data.draw(st.integers(1, end_mark + 511))
     path = tmp_path / "cut.tar"
     path.write_bytes(whole.read_bytes()[:cut])
-    complete = [m for m in members if m.end_offset <= cut]
-    next_header = -(-complete[-1].end_offset // 512) * 512 if complete else 0
-    if cut <= next_header:
-        assert walked(path) == complete
-    else:
-        with pytest.raises(UserError, match=r"truncated|not a tar"):
-            walked(path)
+    with pytest.raises(UserError, match=r"truncated, or still being written|not a tar"):
+        walked(path)
+    path.write_bytes(whole.read_bytes()[: end_mark + 512])
+    assert walked(path) == walked(whole)
+
+
+@pytest.mark.parametrize("cut", [1028, 1280, 1536])
+def test_a_tar_that_ends_behind_a_member_names_it_and_what_to_do(tmp_path, cut):
+    path = archive(tmp_path / "t.tar", [regular("a.jpg", b"a" * 516), regular("b.jpg")])
+    os.truncate(path, cut)
+    with pytest.raises(UserError, match=rf"{cut} \(behind member 'a.jpg'\), without the zeros.*wait until it is"):
+        walked(path)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(members=random_members(long_paths), style=st.sampled_from(["gnu", "pax"]))
+def test_every_members_header_is_found_from_where_its_bytes_begin(tmp_path, members, style):
+    walk = TarWalk(archive(tmp_path / "random.tar", members, format=FORMATS[style]))
+    with tarfile.open(walk.path) as tar:
+        for member in tar:
+            found = walk.header_of(member.offset_data)
+            assert (found.path, found.end_offset - found.start_offset) == (member.name, member.size * member.isreg())
+            assert walk.header_of(member.offset_data + 256) is None
 
 
 def test_the_prefix_field_of_ustar_is_part_of_the_path(tmp_path):

@@ -131,8 +131,7 @@ def test_workers_do_not_change_the_run(recipe, data, undisturbed, place):
 
 
 def test_two_ranks_train_as_one(recipe, data, place):
-    # Without KoLeo: near its start the features lie so close together that rounding decides who is nearest to whom.
-    steady = ["student.drop_path_rate=0", "dino.koleo_loss_weight=0", "train.global_batch_size=8"]
+    steady = ["student.drop_path_rate=0", "optim.total_steps=4", "train.global_batch_size=8", "dino.koleo_group_size=8"]
     alone = train(recipe, data, place / "one_rank", *steady)
     assert alone.returncode == 0, alone.stderr
     together = train(recipe, data, place / "two_ranks", *steady, launcher=TORCHRUN)
