@@ -101,3 +101,20 @@ def test_speed_and_reporting_are_not_part_of_a_runs_identity():
     assert changes_of_identity(old, read_recipe(demo, ["train.num_workers=7", "wandb.enable=true"]).recipe) == []
     changed = read_recipe(demo, ["optim.base_lr=0.1"]).recipe
     assert changes_of_identity(old, changed) == ["optim.base_lr: 0.004 -> 0.1"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("optim: {warmup_epochs: ten}", r"old.yaml: optim.warmup_pct: .*'ten'"),
+        ("optim: {warmup_epochs: null}", r"old.yaml: optim.warmup_pct: .*None"),
+        ("train: {save_frequency: 1}\ncheckpoint: 3", r"old.yaml: checkpoint is a group of keys, not 3"),
+        ("crops: [1, 2]", r"old.yaml: "),
+        ("optim: {epochs: '${nope}'}", r"old.yaml: Interpolation key 'nope' not found"),
+    ],
+)
+def test_values_of_the_wrong_kind_are_one_line_that_names_the_file(tmp_path: Path, text: str, said: str):
+    with pytest.raises(UserError, match=said) as error:
+        recipe_of(tmp_path, text)
+    assert "\n" not in str(error.value)
+    assert "the defaults" not in str(error.value)

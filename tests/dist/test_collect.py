@@ -2,7 +2,14 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from pathfm.dist.collect import agree_any, average_over_ranks_, decided_by_first, gather_lists, sum_over_ranks
+from pathfm.dist.collect import (
+    agree_any,
+    average_over_ranks_,
+    decided_by_first,
+    gather_lists,
+    gather_rows,
+    sum_over_ranks,
+)
 from pathfm.errors import UserError
 from tests.several_ranks import on_ranks
 
@@ -61,3 +68,18 @@ def test_one_process_alone_gets_its_input_back():
 
 def test_a_refusal_of_the_first_rank_reaches_all():
     assert on_ranks(2, refuse) == ["refused"] * 2
+
+
+def gradient_of_gathered_rows() -> tuple[list[float], list[float]]:
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    own = torch.tensor([[1.0], [2.0]]) + 10 * rank
+    own.requires_grad_()
+    rows = gather_rows(own)
+    (rows**2).sum().backward()
+    return rows.flatten().tolist(), own.grad.flatten().tolist()
+
+
+def test_gathered_rows_are_those_of_all_ranks_and_carry_the_gradient_of_the_own_ones():
+    everyone = [1.0, 2.0, 11.0, 12.0]
+    assert on_ranks(2, gradient_of_gathered_rows) == [(everyone, [2.0, 4.0]), (everyone, [22.0, 24.0])]
+    assert gradient_of_gathered_rows() == ([1.0, 2.0], [2.0, 4.0])
