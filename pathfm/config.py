@@ -119,7 +119,8 @@ def known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 def to_yaml(section: Section) -> str:
     """The settings as YAML that `read_layer` reads back to an equal section."""
-    return yaml.safe_dump(section.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    text: str = yaml.safe_dump(section.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return text
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -16,19 +16,14 @@ def get_logger(name: str) -> logging.Logger:
     return logging.getLogger(name)
 
 
-def start_logging(*, speak: bool = True, file: str | None = None) -> None:
-    """Called once by a command. `speak`: print to stderr (only rank 0 does); `file`: also append there."""
-    root = logging.getLogger("pathfm")
-    root.handlers.clear()
-    root.setLevel(logging.INFO)
-    handlers: list[logging.Handler] = []
-    if speak:
-        handlers.append(logging.StreamHandler(sys.stderr))
-    if file is not None:
-        handlers.append(logging.FileHandler(file))
-    for handler in handlers:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(message)s", datefmt="%H:%M:%S"))
-        root.addHandler(handler)
+def start_logging(*, speak: bool = True) -> None:
+    """Called once by a command. `speak`: print to stderr; only rank 0 does."""
+    logger = logging.getLogger("pathfm")
+    logger.handlers.clear()
+    logger.setLevel(logging.INFO)
+    handler = logging.StreamHandler(sys.stderr) if speak else logging.NullHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(message)s", datefmt="%H:%M:%S"))
+    logger.addHandler(handler)
 
 
 def progress(

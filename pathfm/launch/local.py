@@ -53,7 +53,7 @@ def run_in_this_process(command: Sequence[str], folder: Path) -> int:
     outcome = DebugExecutor(folder).submit(_run_module, list(command)).result()
     if isinstance(outcome, Exception):
         raise outcome
-    return outcome
+    return int(outcome)
 
 
 def gpus_of_this_machine() -> int:
