@@ -17,6 +17,7 @@ from pathfm.track.json_lines import JsonLines
 from pathfm.track.pictures import draw_losses
 from pathfm.track.report import Report
 from pathfm.track.weights_and_biases import start_wandb
+from pathfm.training.loop import Loop, Verdict
 
 _log = get_logger(__name__)
 
@@ -85,6 +86,25 @@ def draw(picture: Path, how: Callable[[Path], None]) -> None:
         how(picture)
     except Exception as error:
         _log.warning("%s could not be drawn (%s: %s)", picture, type(error).__name__, error)
+
+
+def close_run(run: Run, loop: Loop, verdict: Verdict) -> bool:
+    """Rank 0's: say how it ended, in exit.json and to the person. False when something could not be written."""
+    step = loop.state.step
+    exported = verdict != "done" or loop.around.export(step)
+    if loop.last_save_failed or not exported:
+        missing = "checkpoint" if loop.last_save_failed else "teacher"
+        run.write_exit("failed", step, f"the {missing} of step {step} could not be written")
+        print(
+            f"run {run.name} reached step {step:,}, but its {missing} could not be written; mend that and start again"
+        )
+        return False
+    run.write_exit(verdict, step)
+    if verdict == "done":
+        print(f"run {run.name} is finished: {step:,} steps\n{where_everything_is(run)}")
+    else:
+        print(f"run {run.name} stopped after step {step:,}; the same command goes on from there")
+    return True
 
 
 def where_everything_is(run: Run) -> str:

@@ -1,0 +1,57 @@
+"""A run's samples in their order, in batches, as crops and masks."""
+
+from collections.abc import Iterator
+
+import torch
+
+from pathfm.augment.assemble import Assemble
+from pathfm.augment.masks import MaskPlan
+from pathfm.batch import Batch
+from pathfm.data.loader import load_batches
+from pathfm.data.order import BatchPlan, SampleOrder
+from pathfm.data.pathology import Pathology
+from pathfm.dist.env import Ranks
+from pathfm.recipe import Recipe
+from pathfm.training.plan import TrainingPlan
+
+
+class TrainingData:
+    """What the trainer reads, and what is said about it."""
+
+    def __init__(self, recipe: Recipe, plan: TrainingPlan, dataset: Pathology, device: torch.device) -> None:
+        self.recipe, self.plan, self.dataset, self.device = recipe, plan, dataset, device
+        self.order = SampleOrder(len(dataset), recipe.train.seed)
+        grid = recipe.crops.global_crops_size // recipe.student.patch_size
+        masks = MaskPlan(grid, grid, recipe.ibot.mask_sample_probability, *recipe.ibot.mask_ratio_min_max)
+        patch, seed, batch = recipe.student.patch_size, recipe.train.seed, plan.global_batch_size
+        self.assemble = Assemble(recipe.crops, recipe.augment, masks, patch, seed, batch)
+
+    def batches(self, ranks: Ranks, from_step: int) -> Iterator[Batch]:
+        """This rank's share of every batch from a step to the run's end."""
+        share = BatchPlan(self.plan.global_batch_size, ranks.rank, ranks.world_size)
+        return self._load(share, from_step, self.plan.total_steps, self.recipe.train.num_workers)
+
+    def first_samples(self, number: int) -> Batch:
+        """The run's first samples as the trainer gets them."""
+        return next(self._load(BatchPlan(min(number, self.plan.global_batch_size)), 0, 1, num_workers=0))
+
+    def files_of(self, step: int) -> list[str]:
+        """The names of the samples in a step's global batch."""
+        positions = BatchPlan(self.plan.global_batch_size).positions(step)
+        return [self.dataset.name_of(int(sample)) for sample in self.order.samples(positions)]
+
+    def _load(self, share: BatchPlan, start_step: int, stop_step: int, num_workers: int) -> Iterator[Batch]:
+        return load_batches(
+            self.dataset,
+            self.order,
+            share,
+            self.assemble,
+            start_step=start_step,
+            stop_step=stop_step,
+            num_workers=num_workers,
+            on_corrupt=self.recipe.data.corrupt_samples,
+            max_neighbours=self.recipe.data.max_neighbours,
+            max_pixels=self.recipe.data.max_pixels,
+            prefetch_batches=self.recipe.data.prefetch_batches,
+            pin_memory=self.device.type == "cuda",
+        )
