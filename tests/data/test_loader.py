@@ -175,7 +175,7 @@ def test_a_worker_that_died_before_its_batch_was_pinned_is_explained_too(tiles_r
         yield
 
     monkeypatch.setattr(DataLoader, "__iter__", dead)
-    with pytest.raises(UserError, match="^a data-loading worker was killed"):
+    with pytest.raises(UserError, match=r"^a data-loading worker was killed"):
         batches(tiles_root, num_workers=1)
 
 

@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import tarfile
+from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import pytest
@@ -217,8 +218,8 @@ def test_a_data_set_travels_by_pickle_without_its_files(tiles_root, tile):
 def test_other_processes_read_the_same_bytes(tiles_root, tile, method):
     dataset = Pathology(tiles_root)
     dataset.read_bytes(0)
-    with multiprocessing.get_context(method).Pool(2) as pool:
-        assert pool.map(dataset.read_bytes, range(23)) == [tile(n) for n in range(23)]
+    with ProcessPoolExecutor(2, multiprocessing.get_context(method)) as pool:  # ends without a signal, unlike Pool
+        assert list(pool.map(dataset.read_bytes, range(23))) == [tile(n) for n in range(23)]
 
 
 def test_hard_links_are_samples_with_their_targets_bytes(tmp_path):
