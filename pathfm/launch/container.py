@@ -6,11 +6,22 @@ from pathlib import Path
 from pathfm.launch.profile import Container
 
 # docker hands over no variable that is not named; these tell a task its rank, its GPUs and how to report.
-_PASSED_TO_DOCKER = (
-    *("CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID", "SLURM_RESTART_COUNT", "SLURM_STEP_ID", "SLURM_PROCID", "SLURM_LOCALID"),
-    *("SLURM_NTASKS", "SLURM_NODEID", "SLURM_NNODES", "SLURM_STEP_NODELIST", "SLURM_LAUNCH_NODE_IPADDR"),
-    *("WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_MODE"),
-)
+_PASSED_TO_DOCKER = [
+    "CUDA_VISIBLE_DEVICES",
+    "SLURM_JOB_ID",
+    "SLURM_RESTART_COUNT",
+    "SLURM_STEP_ID",
+    "SLURM_PROCID",
+    "SLURM_LOCALID",
+    "SLURM_NTASKS",
+    "SLURM_NODEID",
+    "SLURM_NNODES",
+    "SLURM_STEP_NODELIST",
+    "SLURM_LAUNCH_NODE_IPADDR",
+    "WANDB_API_KEY",
+    "WANDB_BASE_URL",
+    "WANDB_MODE",
+]
 
 
 def inside(
@@ -50,18 +61,18 @@ def host_path(container: Container, path: Path) -> Path | None:
 
 def _apptainer(binds: Sequence[str], with_gpus: bool) -> list[str]:
     # the environment, the user, the network and /dev/shm are the host's without being asked for
-    return ["apptainer", "exec", *(["--nv"] if with_gpus else []), *_repeated("--bind", binds)]
+    gpus = ["--nv"] if with_gpus else []
+    return ["apptainer", "exec", *gpus, *_repeated("--bind", binds)]
 
 
 def _docker(binds: Sequence[str], with_gpus: bool, environment: Iterable[str], user: str) -> list[str]:
-    return [
-        *("docker", "run", "--rm", "--init"),  # --init: a first process that hands signals on and reaps workers
-        *(["--user", user] if user else []),
-        *("--network=host", "--ipc=host", "--ulimit=memlock=-1"),  # what NCCL between nodes and loader workers need
-        *(["--gpus=all"] if with_gpus else []),
-        *_repeated("--env", environment),
-        *_repeated("--volume", binds),
-    ]
+    # --init: a first process that hands signals on and reaps workers
+    start = ["docker", "run", "--rm", "--init"]
+    owner = ["--user", user] if user else []
+    # what NCCL between nodes and loader workers need
+    shared = ["--network=host", "--ipc=host", "--ulimit=memlock=-1"]
+    gpus = ["--gpus=all"] if with_gpus else []
+    return [*start, *owner, *shared, *gpus, *_repeated("--env", environment), *_repeated("--volume", binds)]
 
 
 def _repeated(option: str, values: Iterable[str]) -> list[str]:

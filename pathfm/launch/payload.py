@@ -8,11 +8,8 @@ TRAINER_MODULE = "pathfm.train"
 
 def trainer_command(python: str, config_file: Path, output_dir: Path, overrides: Sequence[str]) -> list[str]:
     """One trainer process. `-u`: a log that a person follows must not sit in a buffer."""
-    return [
-        *(python, "-u", "-m", TRAINER_MODULE),
-        *("--config-file", str(config_file), "--output-dir", str(output_dir)),
-        *overrides,
-    ]
+    files = ["--config-file", str(config_file), "--output-dir", str(output_dir)]
+    return [python, "-u", "-m", TRAINER_MODULE, *files, *overrides]
 
 
 def one_process_per_gpu(trainer: Sequence[str]) -> list[str]:

@@ -8,21 +8,33 @@ from pydantic import Field, field_validator, model_validator
 from pathfm.config import Section, build, read_layer
 
 # sbatch options that the launcher decides itself; a profile that set them too would be overruled or break a restart.
-_OURS = {
-    *("account", "constraint", "cpus-per-task", "gres", "mem", "partition", "qos", "signal", "time"),
-    *(
-        "chdir",
-        "error",
-        "job-name",
-        "nodes",
-        "no-requeue",
-        "ntasks",
-        "ntasks-per-node",
-        "open-mode",
-        "output",
-        "requeue",
-    ),
-}
+_OURS = [
+    "account",
+    "array",
+    "chdir",
+    "constraint",
+    "cpus-per-task",
+    "error",
+    "gpus",
+    "gpus-per-node",
+    "gpus-per-task",
+    "gres",
+    "job-name",
+    "mem",
+    "mem-per-cpu",
+    "mem-per-gpu",
+    "no-requeue",
+    "nodes",
+    "ntasks",
+    "ntasks-per-node",
+    "open-mode",
+    "output",
+    "partition",
+    "qos",
+    "requeue",
+    "signal",
+    "time",
+]
 
 
 class Container(Section):
@@ -71,11 +83,21 @@ class Profile(Section):
     def tasks_per_node(self) -> int:
         return max(1, self.gpus_per_node)
 
+    @model_validator(mode="after")
+    def _the_warning_comes_within_the_limit(self) -> "Profile":
+        limit_s = self.time_limit_hours * 3600
+        if self.signal_lead_s >= limit_s:
+            raise ValueError(
+                f"signal_lead_s {self.signal_lead_s} is not within time_limit_hours {self.time_limit_hours:g} "
+                f"({limit_s:g} s); set it below that"
+            )
+        return self
+
     @field_validator("sbatch")
     @classmethod
     def _options_are_not_ours(cls, options: dict[str, str | int | bool]) -> dict[str, str | int | bool]:
         options = {name.lstrip("-").replace("_", "-"): value for name, value in options.items()}
-        if taken := sorted(_OURS.intersection(options)):
+        if taken := [name for name in _OURS if name in options]:
             raise ValueError(f"'{taken[0]}' is set by the launcher or by the profile's own keys, not under 'sbatch'")
         return options
 

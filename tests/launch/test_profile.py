@@ -31,6 +31,10 @@ def test_shipped_profiles_are_valid(path: Path) -> None:
         ("container: {binds: ['tiles:/tiles']}", "'tiles:/tiles' is not /HOST/PATH"),
         ("sbatch: {ntasks_per_node: 2}", "'ntasks-per-node' is set by the launcher"),
         ("sbatch: {--requeue: true}", "'requeue' is set by the launcher"),
+        ("sbatch: {array: 0-3}", "'array' is set by the launcher"),
+        ("sbatch: {gpus_per_node: 2}", "'gpus-per-node' is set by the launcher"),
+        ("sbatch: {mem-per-gpu: 64G}", "'mem-per-gpu' is set by the launcher"),
+        ("{time_limit_hours: 0.5, signal_lead_s: 1800}", "signal_lead_s 1800 is not within time_limit_hours 0.5 (1800"),
         ("environment: {'A-B': x}", "'A-B' cannot be the name"),
     ],
 )
