@@ -1,6 +1,15 @@
 """The ancestors' command for `pathfm index`: a tar -> entries and file names."""
 
-from pathfm.jobs.index import main
+import sys
+
+try:
+    from pathfm.jobs.index import main
+except ModuleNotFoundError as missing:
+    print(
+        f"error: no '{missing.name}' in this Python; run 'make env' in the checkout, then use .venv/bin/python",
+        file=sys.stderr,
+    )
+    sys.exit(2)
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

@@ -36,6 +36,13 @@ def test_the_ancestors_script_works_from_any_folder(golden):
     assert "class-ids.npy" in done.stdout
 
 
+def test_a_python_without_the_environment_is_told_how_to_get_it(tmp_path):
+    bare = [sys.executable, "-I", "-S", str(SCRIPT), "--help"]
+    done = subprocess.run(bare, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "make env" in done.stderr
+
+
 @pytest.mark.parametrize("flag", ["--keep", "--restrict"])
 def test_names_that_are_missing_are_status_1_unless_allowed(golden, capsys, flag):
     _, here = golden
