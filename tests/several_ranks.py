@@ -1,7 +1,9 @@
 """Run one function on several gloo ranks of this machine and collect what each returns."""
 
+import os
 import pickle
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,5 +24,11 @@ def _one_rank(rank: int, world_size: int, folder: str, function: Callable[..., A
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world_size)
     result = function(*arguments)
-    dist.destroy_process_group()
-    (Path(folder) / str(rank)).write_bytes(pickle.dumps(result))
+    (Path(folder) / f"{rank}.part").write_bytes(pickle.dumps(result))
+    (Path(folder) / f"{rank}.part").rename(Path(folder) / str(rank))
+    # Nobody leaves, or tears gloo down, while another may still be in a collective.
+    deadline = time.monotonic() + 60
+    while not all((Path(folder) / str(other)).exists() for other in range(world_size)):
+        assert time.monotonic() < deadline, "a rank did not come to its end"
+        time.sleep(0.01)
+    os._exit(0)

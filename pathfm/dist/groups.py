@@ -1,16 +1,18 @@
-"""The process group of a run, for as long as it lasts."""
+"""The device and the process group of a rank, and how its process ends."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+import traceback
+from collections.abc import Callable
 from datetime import timedelta
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
 
 from pathfm.dist.env import Ranks
 from pathfm.dist.rendezvous import rendezvous_url
-from pathfm.errors import UserError
+from pathfm.errors import UserError, exit_status
 
 
 def device_of(ranks: Ranks, requested: str) -> torch.device:
@@ -35,21 +37,35 @@ def demand_same_numbers(device: torch.device, wanted: bool) -> None:
         torch.use_deterministic_algorithms(True)
 
 
-@contextmanager
-def process_group(ranks: Ranks, device: torch.device) -> Iterator[None]:
-    """NCCL for GPU tensors beside gloo for CPU tensors; nothing at all when this process is alone."""
+def start_process_group(ranks: Ranks, device: torch.device) -> None:
+    """NCCL for GPU tensors beside gloo for CPU tensors; nothing at all when this process is alone.
+
+    It lasts as long as the process, which must end by `run_rank`.
+    """
     if ranks.world_size == 1:
-        yield
         return
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(
-        backend,
+        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
         init_method=rendezvous_url(ranks),
         rank=ranks.rank,
         world_size=ranks.world_size,
         timeout=timedelta(minutes=10),
     )
+
+
+def run_rank(command: Callable[[], int | None]) -> NoReturn:
+    """Run a command to the end of this process.
+
+    One rank of several leaves without tearing its process group down: gloo's threads can trip over a peer that closes
+    its connections at the same moment (SIGABRT), and wait for ever for one that was lost.
+    """
     try:
-        yield
-    finally:
-        dist.destroy_process_group()
+        status = exit_status(command)
+    except Exception:
+        traceback.print_exc()
+        status = 1
+    if dist.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    raise SystemExit(status)

@@ -11,7 +11,7 @@ from pathfm.checkpoint.store import Store
 from pathfm.data.pathology import open_dataset
 from pathfm.dist.collect import agree_any, gather_rows, sum_over_ranks
 from pathfm.dist.env import Ranks, ranks_from_environment
-from pathfm.dist.groups import demand_same_numbers, device_of, process_group
+from pathfm.dist.groups import demand_same_numbers, device_of, start_process_group
 from pathfm.errors import UserError
 from pathfm.jobs.arguments import CONFIGS, parse_with_overrides
 from pathfm.jobs.run_reports import (
@@ -57,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _log.info("%s", note)
     device = device_of(ranks, read.recipe.train.device)
     demand_same_numbers(device, read.recipe.train.deterministic)
-    with process_group(ranks, device), ExitStack() as stack:
+    start_process_group(ranks, device)
+    with ExitStack() as stack:
         run = claim_run(stack, directory, begin_anew=arguments.no_resume)
         return pretrain(read.recipe, run, ranks, device)
 

@@ -17,7 +17,7 @@ from pathfm.jobs.synthetic_tissue import draw_tile
 TINY = """
 dino: {head_n_prototypes: 64, head_bottleneck_dim: 16, head_hidden_dim: 32, koleo_group_size: 4}
 ibot: {separate_head: true, head_n_prototypes: 48, head_bottleneck_dim: 16, head_hidden_dim: 32}
-train: {batch_size_per_gpu: 8, precision: fp32, num_workers: 1, log_every_steps: 3, device: cpu}
+train: {batch_size_per_gpu: 8, precision: fp32, num_workers: 0, log_every_steps: 3, device: cpu}
 student: {arch: vit_tiny, patch_size: 16, drop_path_rate: 0.2}
 optim: {total_steps: 16, base_lr: 2.0e-3, warmup_pct: 0.2}
 crops: {global_crops_size: 48, local_crops_size: 32, local_crops_number: 2}

@@ -91,7 +91,8 @@ def kill_until_finished(recipe: Path, data: Path, run: Path, seed: int) -> None:
     """Start the same command again and again; SIGKILL it five times at random moments after these checkpoints."""
     draw = random.Random(seed)
     for number, checkpoint in enumerate((0, 4, 4, 8, 12)):
-        process = subprocess.Popen(command(recipe, data, run), env=environment(), stderr=subprocess.DEVNULL)
+        words = command(recipe, data, run, "train.num_workers=1")
+        process = subprocess.Popen(words, env=environment(), stderr=subprocess.DEVNULL)
         wait_until(lambda n=number: segments(run) > n)
         wait_until(lambda step=checkpoint: newest_checkpoint(run) >= step)
         time.sleep(draw.uniform(0, 0.2))
@@ -122,9 +123,8 @@ def segments(run: Path) -> int:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
 def test_a_signal_to_every_process_leaves_a_checkpoint_of_its_step(recipe, data, undisturbed, place, number):
     run = place / f"signal_{number}"
-    process = subprocess.Popen(
-        command(recipe, data, run), env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    words = command(recipe, data, run, "train.num_workers=1")
+    process = subprocess.Popen(words, env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True)
     wait_until((run / "metrics.jsonl").exists)
     os.killpg(process.pid, number)  # trainer, loader workers and their server, as a terminal and Slurm do
     _, said = process.communicate(timeout=120)
