@@ -19,10 +19,11 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Skipped:
-    """A sample that could not be decoded and was replaced by a neighbour."""
+    """A sample that could not be decoded and was replaced by a neighbour; of a position there may be several."""
 
     position: int
     sample: int
+    cohort: str
     file: str
     reason: str
 

@@ -20,9 +20,9 @@ def nearest(word: str, known: Iterable[str], at_most: int = 1) -> list[str]:
     return [lower[name] for name in get_close_matches(word.lower(), lower, n=at_most, cutoff=0.5)]
 
 
-def listed(items: Iterable[str]) -> str:
-    """The first ten, and how many more there are."""
-    first = list(islice(iterator := iter(items), _LISTED))
+def listed(items: Iterable[str], at_most: int = _LISTED) -> str:
+    """The first few, and how many more there are."""
+    first = list(islice(iterator := iter(items), at_most))
     more = sum(1 for _ in iterator)
     return ", ".join(first) + (f" and {more:,} more" if more else "")
 

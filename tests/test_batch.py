@@ -12,7 +12,7 @@ def batch() -> Batch:
         mask_weights=torch.zeros(0),
         positions=torch.tensor([0, 1]),
         samples=torch.tensor([5, 3]),
-        skipped=(Skipped(0, 4, "a.png", "broken"),),
+        skipped=(Skipped(0, 4, "brca", "a.png", "broken"),),
     )
 
 

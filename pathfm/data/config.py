@@ -15,7 +15,7 @@ class CorruptPolicy:
     """What to do about samples that cannot be decoded: skip them, stop at the first, or stop at too many."""
 
     kind: Literal["skip", "raise", "limit"]
-    max_fraction: float = 0.0  # of the samples read; for limit
+    max_fraction: float = 0.0  # of the samples seen; for limit
 
     _JUDGED_FROM = 1000  # samples: a single bad one among the first few is no large fraction yet
 
@@ -34,17 +34,20 @@ class CorruptPolicy:
             pass
         raise ValueError(f"must be skip, raise or limit:FRACTION (limit:0.001, say), not '{text}'")
 
-    def is_broken_by(self, num_skipped: int, num_read: int) -> bool:
+    def __str__(self) -> str:
+        return f"limit:{self.max_fraction:g}" if self.kind == "limit" else self.kind
+
+    def is_broken_by(self, num_skipped: int, num_seen: int) -> bool:
         """Whether so many undecodable samples are too many."""
         if self.kind != "limit":
             return self.kind == "raise" and num_skipped > 0
-        return num_skipped > self.max_fraction * max(num_read, self._JUDGED_FROM)
+        return num_skipped > self.max_fraction * max(num_seen, self._JUDGED_FROM)
 
 
 class DataConfig(Section):
     """How samples are read."""
 
-    corrupt_samples: str = "skip"  # skip | raise | limit:FRACTION of the samples read
+    corrupt_samples: str = "skip"  # skip | raise | limit:FRACTION of the samples that the run has seen
     max_neighbours: int = Field(16, ge=0)  # rows tried in place of one that cannot be decoded
     max_pixels: int = Field(MAX_PIXELS, ge=1, le=178_956_970)  # Pillow itself refuses more (2 x MAX_IMAGE_PIXELS)
     # below: speed only

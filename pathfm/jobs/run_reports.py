@@ -1,23 +1,28 @@
 """What a run writes for people: metrics, pictures, quarantine, accidents, exports, and where they are."""
 
 import os
-from collections.abc import Callable
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from pathfm.batch import Skipped
+from pathfm.errors import listed
 from pathfm.export.teacher import export_teacher
 from pathfm.files import write_json
 from pathfm.lifecycle.run import Run
 from pathfm.log import get_logger
 from pathfm.recipe import Recipe
+from pathfm.tables import text_table
 from pathfm.track.console import Console
 from pathfm.track.json_lines import JsonLines
 from pathfm.track.pictures import draw_losses
 from pathfm.track.report import Report
 from pathfm.track.weights_and_biases import start_wandb
-from pathfm.training.loop import Loop, Verdict
+from pathfm.training.loop import Loop, TooManyCorrupt, Verdict
 
 _log = get_logger(__name__)
 
@@ -32,18 +37,28 @@ def open_report(recipe: Recipe, run: Run, console: Console, step: int, *, first:
 
 
 def quarantine_of(run: Run, step: int) -> Callable[[int, Skipped], None]:
-    """Rank 0's: writes every undecodable file once into quarantine.jsonl."""
+    """Rank 0's: writes every undecodable sample once into quarantine.jsonl."""
     lines = JsonLines(run.quarantine)
     lines.forget_after(step)
-    known = {line["file"] for line in lines.read()}
+    known = {line["sample"] for line in lines.read()}
 
     def write(step: int, skipped: Skipped) -> None:
-        if skipped.file not in known:
-            known.add(skipped.file)
+        if skipped.sample not in known:
+            known.add(skipped.sample)
             lines.append({"step": step, **vars(skipped)})
-            _log.warning("sample %s is passed over: %s", skipped.file, skipped.reason)
+            _log.warning("%s of cohort %s is passed over: %s", skipped.file, skipped.cohort, skipped.reason)
 
     return write
+
+
+def quarantine_table(lines: Sequence[Mapping[str, Any]]) -> str:
+    """Which cohorts the undecodable samples are of, how many, why, and the first of their files."""
+    rows: list[tuple[str, int, str, str]] = []
+    for cohort, number in Counter(line["cohort"] for line in lines).most_common():
+        found = [line for line in lines if line["cohort"] == cohort]
+        ((reason, _),) = Counter(line["reason"] for line in found).most_common(1)
+        rows.append((cohort, number, reason, listed((line["file"] for line in found), at_most=3)))
+    return text_table(["cohort", "undecodable", "most often because", "files"], rows)
 
 
 def accidents_of(run: Run, files_of: Callable[[int], list[str]]) -> Callable[[int, dict[str, float]], None]:
@@ -86,6 +101,16 @@ def draw(picture: Path, how: Callable[[Path], None]) -> None:
         how(picture)
     except Exception as error:
         _log.warning("%s could not be drawn (%s: %s)", picture, type(error).__name__, error)
+
+
+def end_in_failure(run: Run, step: int, error: Exception) -> None:
+    """Rank 0's: why this segment failed, in exit.json; for a person, which files when it was for them."""
+    reason = f"{type(error).__name__}: {error}"
+    if isinstance(error, TooManyCorrupt):
+        table = quarantine_table(JsonLines(run.quarantine).read())
+        print(f"{table}\n  all of them are in {_short(run.quarantine)}", file=sys.stderr)
+        reason += f"\n{table}"
+    run.write_exit("failed", step, reason)
 
 
 def close_run(run: Run, loop: Loop, verdict: Verdict) -> bool:

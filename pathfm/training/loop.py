@@ -12,6 +12,7 @@ import torch
 from pathfm.batch import Batch, Skipped
 from pathfm.checkpoint.config import CheckpointConfig
 from pathfm.checkpoint.store import Store
+from pathfm.data.config import CorruptPolicy
 from pathfm.dist.collect import agree_any, gather_lists
 from pathfm.dist.env import Ranks
 from pathfm.errors import UserError
@@ -29,6 +30,10 @@ Item = TypeVar("Item")
 
 class NotFinite(UserError):
     """Too many steps in a row without a finite loss and gradient."""
+
+
+class TooManyCorrupt(UserError):
+    """More samples could not be decoded than `data.corrupt_samples` allows."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,7 @@ class Loop:
     train: TrainConfig
     optim: OptimConfig
     checkpoint: CheckpointConfig
+    corrupt: CorruptPolicy
     ranks: Ranks
     device: torch.device
     around: Surroundings
@@ -60,10 +66,11 @@ class Loop:
     _saves_failed: int = 0
 
     def run(self, batches: Iterable[Batch]) -> Verdict:
-        """Raises `NotFinite` when the numbers stay broken, and whatever the loader raises."""
+        """Raises `NotFinite`, `TooManyCorrupt`, and whatever the loader raises."""
         if self._must_leave():  # a signal came while torch was imported or the checkpoint read
             self.save()
             return "interrupted"
+        self._judge_samples()  # a run that its data stopped stops again, unless the policy is another now
         for batch in self._watch.waiting(batches):
             self._step(batch)
             if self._is_due(self.train.log_every_steps):
@@ -72,6 +79,7 @@ class Loop:
                 self.save()
             if (every := self.checkpoint.export_every_steps) and self.state.step % every == 0 and self.ranks.is_first:
                 self.around.export(self.state.step)
+            self._judge_samples()
             if self._must_leave():
                 self.save()
                 return "interrupted"
@@ -146,9 +154,24 @@ class Loop:
     def _quarantine(self) -> None:
         skipped = gather_lists(self._skipped)
         self._skipped.clear()
-        self.state.samples_skipped += len(skipped)
+        self.state.samples_skipped += len({sample.position for sample in skipped})  # of a position there may be several
         for sample in skipped if self.ranks.is_first else ():
             self.around.quarantine(self.state.step, sample)
+
+    def _judge_samples(self) -> None:
+        """Stop, with a checkpoint to go on from, when more samples were passed over than the policy allows.
+
+        All ranks judge the same count. It is brought up to date at every report, under the policy `raise` at once.
+        """
+        if self.corrupt.kind == "raise" and agree_any(bool(self._skipped)):
+            self._quarantine()
+        num_seen = self.state.step * self.plan.global_batch_size
+        if self.corrupt.is_broken_by(self.state.samples_skipped, num_seen):
+            self.save()
+            raise TooManyCorrupt(
+                f"{self.state.samples_skipped:,} of the {num_seen:,} samples so far could not be decoded, more than "
+                f"data.corrupt_samples={self.corrupt} allows; mend the data, or go on with data.corrupt_samples=skip"
+            )
 
     def _look_for_accidents(self, series: dict[str, list[float]]) -> None:
         """Every step was already passed over on the device; here it is counted, written down, and enough is enough."""

@@ -19,11 +19,11 @@ def test_an_unknown_policy_is_refused_with_the_known_ones(policy):
 
 def test_a_limit_is_judged_from_the_thousandth_sample_on():
     policy = CorruptPolicy.parse("limit:0.01")
-    assert not policy.is_broken_by(num_skipped=10, num_read=16)
-    assert policy.is_broken_by(num_skipped=11, num_read=1000)
-    assert not policy.is_broken_by(num_skipped=20, num_read=2000)
-    assert not CorruptPolicy.parse("skip").is_broken_by(num_skipped=1001, num_read=1000)
-    assert CorruptPolicy.parse("raise").is_broken_by(num_skipped=1, num_read=10**9)
+    assert not policy.is_broken_by(num_skipped=10, num_seen=16)
+    assert policy.is_broken_by(num_skipped=11, num_seen=1000)
+    assert not policy.is_broken_by(num_skipped=20, num_seen=2000)
+    assert not CorruptPolicy.parse("skip").is_broken_by(num_skipped=1001, num_seen=1000)
+    assert CorruptPolicy.parse("raise").is_broken_by(num_skipped=1, num_seen=10**9)
 
 
 def test_more_pixels_than_pillow_itself_allows_cannot_be_asked_for():

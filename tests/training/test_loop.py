@@ -1,0 +1,136 @@
+"""Samples that could not be decoded: the loop counts them over the whole run and judges the count."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from pathfm.batch import Batch, Skipped
+from pathfm.checkpoint.config import CheckpointConfig
+from pathfm.checkpoint.store import Store
+from pathfm.data.config import CorruptPolicy
+from pathfm.dist.env import Ranks
+from pathfm.ssl.config import DinoConfig, TeacherConfig
+from pathfm.training.config import OptimConfig, TrainConfig
+from pathfm.training.loop import Loop, Surroundings, TooManyCorrupt
+from pathfm.training.plan import plan_training
+from pathfm.training.state import TrainingState
+from pathfm.training.step import build_optimizer, build_scaler
+from tests.several_ranks import on_ranks
+from tests.ssl.small import random_batch, small_dinov2
+
+CPU = torch.device("cpu")
+RANK_BATCH, STEPS = 4, 6
+Broken = Mapping[int, int]  # step -> how many rows were tried before one could be decoded
+
+
+class Segment:
+    """One process of a run: it takes up the newest checkpoint in `folder`, and keeps what it reported."""
+
+    def __init__(self, folder: Path, policy: str, *, leave_after: int = STEPS, ranks: Ranks | None = None) -> None:
+        self.ranks = ranks or Ranks(0, 1, 0)
+        self.quarantined: list[tuple[int, str]] = []
+        self.lines: list[Mapping[str, object]] = []
+        method = small_dinov2()
+        self.state = TrainingState(method, build_optimizer(method, OptimConfig(), CPU), build_scaler(CPU))
+        self.store = Store(folder, CheckpointConfig())
+        for snapshot in self.store.whole():
+            self.state.restore(snapshot)
+            break
+        train = TrainConfig(precision="fp32", batch_size_per_gpu=RANK_BATCH, log_every_steps=1, num_workers=0)
+        optim = OptimConfig(total_steps=STEPS)
+        plan = plan_training(train, optim, TeacherConfig(), DinoConfig(), self.ranks.world_size, 1000)
+        around = Surroundings(
+            store=self.store,
+            report=self,
+            leave=lambda: "told to" if self.state.step >= leave_after else None,
+            quarantine=lambda step, skipped: self.quarantined.append((step, skipped.file)),
+            accident=lambda step, values: None,
+            export=lambda step: True,
+        )
+        checkpoint = CheckpointConfig(every_steps=1000)
+        corrupt = CorruptPolicy.parse(policy)
+        self.loop = Loop(self.state, plan, train, optim, checkpoint, corrupt, self.ranks, CPU, around)
+
+    def step(self, completed: int) -> None:
+        pass
+
+    def flush(self) -> None:
+        pass
+
+    def interval(self, line: Mapping[str, object]) -> None:
+        self.lines.append({key: value for key, value in line.items() if key != "timing"})
+
+    def run(self, broken: Broken) -> "Segment":
+        self.loop.run(batches(self.state.step, broken, self.ranks))
+        return self
+
+
+def batches(first_step: int, broken: Broken, ranks: Ranks) -> Iterator[Batch]:
+    """A rank's batches; the last position of the global batch holds what is broken."""
+    for step in range(first_step, STEPS):
+        skipped = ()
+        if ranks.rank == ranks.world_size - 1:
+            position = (step + 1) * RANK_BATCH * ranks.world_size - 1
+            tried = range(broken.get(step, 0))
+            skipped = tuple(Skipped(position, 10 * step + row, "brca", f"{step}_{row}.png", "cut") for row in tried)
+        yield replace(random_batch(RANK_BATCH, seed=step * ranks.world_size + ranks.rank), skipped=skipped)
+
+
+def test_the_policy_raise_stops_after_the_very_step_and_skip_goes_on_from_there(tmp_path):
+    undisturbed = Segment(tmp_path / "undisturbed", "skip").run({2: 1, 4: 1})
+
+    stopped = Segment(tmp_path / "run", "raise")
+    with pytest.raises(TooManyCorrupt, match=r"^1 of the 12 samples so far could not be decoded.*=raise allows[^\n]+$"):
+        stopped.run({2: 1, 4: 1})
+    assert stopped.quarantined == [(3, "2_0.png")]
+    again = Segment(tmp_path / "run", "raise")
+    with pytest.raises(TooManyCorrupt, match=r"^1 of the 12 samples"):
+        again.run({})
+    continued = Segment(tmp_path / "run", "skip").run({2: 1, 4: 1})
+    assert stopped.lines + again.lines + continued.lines == undisturbed.lines
+    assert continued.state.samples_skipped == 2
+
+
+def test_a_limit_is_judged_by_the_count_of_the_whole_run(tmp_path):
+    first = Segment(tmp_path, "limit:0.003", leave_after=3).run({0: 1, 1: 1, 2: 1})  # three of a thousand are allowed
+    assert first.state.samples_skipped == 3
+    second = Segment(tmp_path, "limit:0.003")
+    with pytest.raises(TooManyCorrupt, match=r"^4 of the 20 samples so far .* data.corrupt_samples=limit:0.003 allows"):
+        second.run({4: 1})
+    assert second.state.step == 5
+    assert second.store.paths()[-1].name == "step_00000005"
+
+
+def test_rows_that_were_tried_in_place_of_one_count_once_and_are_all_quarantined(tmp_path):
+    segment = Segment(tmp_path, "limit:0.001").run({1: 3})
+    assert segment.state.samples_skipped == segment.lines[-1]["samples_skipped"] == 1
+    assert segment.quarantined == [(2, "1_0.png"), (2, "1_1.png"), (2, "1_2.png")]
+
+
+def test_the_policy_skip_counts_and_never_stops(tmp_path):
+    segment = Segment(tmp_path, "skip").run(dict.fromkeys(range(STEPS), 5))
+    assert [line["samples_skipped"] for line in segment.lines] == [1, 2, 3, 4, 5, 6]
+
+
+def stop_on_every_rank(folder: Path, policy: str, broken: Broken) -> tuple[str, int, int]:
+    ranks = Ranks(dist.get_rank(), dist.get_world_size(), 0)
+    segment = Segment(folder, policy, ranks=ranks)
+    try:
+        segment.run(broken)
+    except TooManyCorrupt as error:
+        return str(error)[:16], segment.state.step, len(segment.quarantined)
+    return "", segment.state.step, len(segment.quarantined)
+
+
+@pytest.mark.parametrize(
+    ("policy", "broken", "said", "step"),
+    [("raise", {2: 1}, "1 of the 24 samp", 3), ("limit:0.001", {0: 1, 3: 2}, "2 of the 32 samp", 4)],
+)
+def test_all_ranks_stop_at_the_same_step_for_what_one_of_them_met(tmp_path, policy, broken, said, step):
+    first, second = on_ranks(2, stop_on_every_rank, tmp_path, policy, broken)
+    assert first == (said, step, sum(broken.values()))
+    assert second == (said, step, 0)
