@@ -1,25 +1,27 @@
-"""The .npy files beside a tar: entries, file names, class names, and the side-car that says which tar they describe."""
+"""The .npy files beside tars: entries, names of files, cohorts and classes, and the side-car that says which tars."""
 
 import json
 import pickle
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from glob import escape
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 from numpy.lib import format as npy_format
 
-from pathfm.errors import UserError
+from pathfm.errors import UserError, listed
 from pathfm.files import write_json, written_aside
+
+Built = TypeVar("Built")
 
 # One sample per row; the file holds plain uint64 [N, 4], the names are a view of it.
 ENTRY = np.dtype(
     [("class_index", "<u8"), ("file_index", "<u8"), ("start_offset", "<u8"), ("end_offset", "<u8")]
 )  # bytes of a sample in its tar: [start_offset, end_offset)
-COLUMNS = tuple(ENTRY.names or ())
+COHORT_ENTRY = np.dtype([*ENTRY.descr, ("cohort_index", "<u8")])  # of concatenated indices, uint64 [N, 5]
 FORMAT_VERSION = 1
 
 
@@ -43,6 +45,11 @@ class IndexFiles:
     @property
     def class_ids(self) -> Path:
         return self.folder / "class-ids.npy"
+
+    @property
+    def cohort_indices(self) -> Path:
+        """Names of the cohorts of concatenated entries, the same for every suffix."""
+        return self.folder / "cohort_indices.npy"
 
     @property
     def side_car(self) -> Path:
@@ -71,6 +78,26 @@ class SideCar:
     format_version: int = FORMAT_VERSION
 
 
+@dataclass(frozen=True)
+class CohortTar:
+    """The tar that a cohort's rows of concatenated entries describe; the fields mean what they mean in `SideCar`."""
+
+    cohort: str
+    tar: str
+    tar_size_bytes: int
+    tar_mtime_ns: int
+    num_entries: int
+
+
+@dataclass(frozen=True)
+class ConcatSideCar:
+    """Which tars a concatenated entries file describes."""
+
+    cohorts: tuple[CohortTar, ...]  # in the order of their index
+    command: str
+    format_version: int = FORMAT_VERSION
+
+
 def new_entries(
     class_index: np.ndarray, file_index: np.ndarray, start_offset: np.ndarray, end_offset: np.ndarray
 ) -> np.ndarray:
@@ -83,15 +110,16 @@ def new_entries(
 
 def write_entries(path: Path, entries: np.ndarray) -> None:
     """Write structured entries [N] as the plain uint64 [N, 4] that everybody reads."""
-    plain = entries.view(np.uint64).reshape(len(entries), len(COLUMNS))
+    plain = entries.view(np.uint64).reshape(len(entries), len(ENTRY.names or ()))
     with written_aside(path) as aside, aside.open("wb") as file:
         np.save(file, plain, allow_pickle=False)
 
 
-def open_entries(path: Path) -> np.ndarray:
+def open_entries(path: Path, row_type: np.dtype = ENTRY) -> np.ndarray:
     """The entries as a read-only memory map with named columns: `open_entries(path)["start_offset"]`, shape [N].
 
-    Raises `UserError` when the file is missing, cut, or not uint64 [N, 4].
+    `row_type`: `ENTRY`, or `COHORT_ENTRY` for concatenated entries. Nothing is read but the header, however many rows.
+    Raises `UserError` when the file is missing, cut, or not uint64 with these columns.
     """
     if not path.is_file():
         raise UserError(f"there is no file {path}")
@@ -99,15 +127,18 @@ def open_entries(path: Path) -> np.ndarray:
         plain = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         raise UserError(f"{path} is not a whole .npy file of numbers: {error}") from error
+    columns = row_type.names or ()
     if (
         not isinstance(plain, np.ndarray)
         or plain.dtype != np.uint64
         or plain.ndim != 2
-        or plain.shape[1] != len(COLUMNS)
+        or plain.shape[1] != len(columns)
     ):
-        found = f"{plain.dtype} {list(plain.shape)}" if isinstance(plain, np.ndarray) else "an .npz archive"
-        raise UserError(f"{path} must hold uint64 [N, {len(COLUMNS)}] ({', '.join(COLUMNS)}), but holds {found}")
-    return np.ascontiguousarray(plain).view(ENTRY)[:, 0]
+        found = _kind_of(plain) if isinstance(plain, np.ndarray) else "an .npz archive"
+        raise UserError(f"{path} must hold uint64 [N, {len(columns)}] ({', '.join(columns)}), but holds {found}")
+    if not plain.flags.c_contiguous:
+        raise UserError(f"{path} is stored column by column; save it again from np.ascontiguousarray(...)")
+    return plain.view(np.ndarray).view(row_type)[:, 0]
 
 
 def write_file_indices(path: Path, names: Sequence[str]) -> None:
@@ -117,11 +148,20 @@ def write_file_indices(path: Path, names: Sequence[str]) -> None:
 
 def read_file_indices(path: Path) -> dict[int, str]:
     """File index -> basename, with the keys as they are written (old files count from 1)."""
-    content = _read_object(path)
-    names = content.item() if content.shape == () else None
-    if type(names) is not dict or not all(type(key) is int and type(name) is str for key, name in names.items()):
-        raise UserError(f"{path} must hold a dictionary from file index to file name")
-    return names
+    return _read_names(path, "file")
+
+
+def write_cohort_indices(path: Path, cohorts: Sequence[str]) -> None:
+    """Write `{0: cohorts[0], 1: cohorts[1], ...}` as a pickled dict."""
+    _write_object(path, np.array(dict(enumerate(cohorts)), dtype=object))
+
+
+def read_cohort_indices(path: Path) -> list[str]:
+    """Names of the cohorts by cohort index."""
+    names = _read_names(path, "cohort")
+    if sorted(names) != list(range(len(names))) or len(set(names.values())) != len(names):
+        raise UserError(f"{path} must name different cohorts by 0, 1, 2, ..., but says {_shortened(names)}")
+    return [names[index] for index in range(len(names))]
 
 
 def write_class_ids(path: Path, class_names: Mapping[int, str]) -> None:
@@ -140,18 +180,21 @@ def read_class_ids(path: Path) -> dict[int, str]:
     return {row[0]: row[1] for row in rows}
 
 
-def write_side_car(path: Path, side_car: SideCar) -> None:
-    write_json(path, {key: printable(v) if isinstance(v, str) else v for key, v in asdict(side_car).items()})
+def write_side_car(path: Path, side_car: SideCar | ConcatSideCar) -> None:
+    write_json(path, _printable_strings(asdict(side_car)))
 
 
 def read_side_car(path: Path) -> SideCar | None:
     """The side-car, or None where there is none (ancestors' files have none)."""
-    if not path.is_file():
-        return None
-    try:
-        return SideCar(**json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path} cannot be read ({error}); make the index again or delete this file") from error
+    return _read_side_car(path, lambda fields: SideCar(**fields))
+
+
+def read_concat_side_car(path: Path) -> ConcatSideCar | None:
+    """The side-car of concatenated entries, or None where there is none."""
+    return _read_side_car(
+        path,
+        lambda fields: ConcatSideCar(**{**fields, "cohorts": tuple(CohortTar(**row) for row in fields["cohorts"])}),
+    )
 
 
 def index_command(tar: Path, files: IndexFiles) -> str:
@@ -165,15 +208,61 @@ def index_command(tar: Path, files: IndexFiles) -> str:
     return shlex.join(words)
 
 
+def concat_command(root: Path, files: IndexFiles) -> str:
+    """What to type to make these concatenated entries: what their side-car recorded, else as far as the names tell."""
+    side_car = read_concat_side_car(files.side_car)
+    if side_car is not None and side_car.command:
+        return side_car.command
+    words = ["pathfm", "concat", "--root", str(root), "--output_root", str(files.folder)]
+    words += ["--suffix", files.suffix] if files.suffix else []
+    return shlex.join(words)
+
+
 def pack_command(tar: Path) -> str:
     """What to type to make this tar."""
-    name = tar.name.removesuffix("_dataset.tar")
-    return shlex.join(["pathfm", "pack", "FOLDER", "--name", name, "--output", str(tar.parent)])
+    words = ["pathfm", "pack", "FOLDER", "--name", tar.name.removesuffix(".tar").removesuffix("_dataset")]
+    words += [] if tar.name.endswith("_dataset.tar") else ["--cohort"]
+    return shlex.join([*words, "--output", str(tar.parent)])
 
 
 def printable(text: str) -> str:
     """A file name as it can be printed and stored anywhere, bytes that are no UTF-8 as escapes."""
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _kind_of(table: np.ndarray) -> str:
+    """What a table with other columns than were asked for is."""
+    kinds = {4: " (the index of one tar)", 5: " (a concatenation of cohorts, for PathologyFoundation)"}
+    return f"{table.dtype} {list(table.shape)}{kinds.get(table.shape[-1], '') if table.ndim == 2 else ''}"
+
+
+def _read_side_car(path: Path, build: Callable[[dict[str, Any]], Built]) -> Built | None:
+    if not path.is_file():
+        return None
+    try:
+        return build(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} cannot be read ({error}); make the index again or delete this file") from error
+
+
+def _printable_strings(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _printable_strings(item) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return [_printable_strings(item) for item in value]
+    return printable(value) if isinstance(value, str) else value
+
+
+def _read_names(path: Path, what: str) -> dict[int, str]:
+    content = _read_object(path)
+    names = content.item() if content.shape == () else None
+    if type(names) is not dict or not all(type(key) is int and type(name) is str for key, name in names.items()):
+        raise UserError(f"{path} must hold a dictionary from {what} index to {what} name")
+    return names
+
+
+def _shortened(names: Mapping[int, str]) -> str:
+    return listed(f"{index}: {printable(name)}" for index, name in names.items())
 
 
 def _write_object(path: Path, content: np.ndarray) -> None:

@@ -20,7 +20,7 @@ from jaxtyping import UInt8
 from torch.utils.data import DataLoader, Dataset
 
 from pathfm.batch import Batch, Skipped
-from pathfm.data.config import MAX_PIXELS, CorruptPolicy
+from pathfm.data.config import MAX_PIXELS
 from pathfm.data.decode import DecodeError, decode
 from pathfm.data.order import BatchPlan, SampleOrder
 from pathfm.errors import UserError, listed
@@ -41,6 +41,10 @@ class ImageDataset(Protocol):
     def name_of(self, sample: int) -> str: ...
 
     def tar_of(self, sample: int) -> Path: ...
+
+    def cohort_of(self, sample: int) -> str: ...
+
+    def neighbours(self, sample: int, at_most: int) -> list[int]: ...
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,6 @@ def load_batches(
     start_step: int,
     stop_step: int,
     num_workers: int = 0,
-    on_corrupt: str = "skip",
     max_neighbours: int = 16,
     max_pixels: int = MAX_PIXELS,
     prefetch_batches: int = 2,
@@ -72,22 +75,19 @@ def load_batches(
 ) -> Iterator[Batch]:
     """This rank's batches of the steps [start_step, stop_step), in order.
 
-    A sample that cannot be decoded is replaced by the next row that can (at most `max_neighbours` further), keeps
-    its position's random draws, and is reported in `Batch.skipped`. `on_corrupt`: `skip`, `raise`, or `limit:P` (stop
-    when more than a fraction P of the samples read by this rank cannot be decoded). `dataset` and `assemble` must be
+    A sample that cannot be decoded is replaced by the first of its cohort's next rows that can (`max_neighbours` are
+    tried), keeps its position's random draws, and is reported in `Batch.skipped`. `dataset` and `assemble` must be
     picklable when there are workers.
-    Raises `UserError` for a broken policy, a batch larger than the data set and a worker that died.
+    Raises `UserError` for a batch larger than the data set, neighbours that are all damaged and a worker that died.
     """
-    policy = CorruptPolicy.parse(on_corrupt)
-    assert order.num_samples == len(dataset), (order.num_samples, len(dataset))
-    if plan.global_batch_size > len(dataset):
-        raise UserError(f"a batch of {plan.global_batch_size} is larger than the data set of {len(dataset)} samples")
+    if plan.global_batch_size > order.epoch_size:
+        raise UserError(f"a batch of {plan.global_batch_size} is larger than an epoch of {order.epoch_size} samples")
     if not num_workers:
         _keep_opencv_in_one_thread()
     batches = _RankBatches(dataset, order, plan, assemble, max_neighbours, max_pixels)
     loader = _loader(batches, range(start_step, stop_step), num_workers, prefetch_batches, pin_memory)
     items = _with_clear_deaths(loader) if num_workers else iter(loader)
-    return _watched(items, dataset, plan, policy)
+    return _batches_of(items)
 
 
 @dataclass(frozen=True)
@@ -116,18 +116,23 @@ class _RankBatches(Dataset[Batch | UserError]):
         return replace(self.assemble(samples, step), skipped=tuple(skipped))
 
     def _sample(self, position: int, row: int, skipped: list[Skipped]) -> Sample:
-        """The image at a position, or the nearest following row's that can be decoded."""
-        for neighbour in range(row, row + 1 + self.max_neighbours):
-            sample = neighbour % len(self.dataset)
+        """The image at a position, or the first of its neighbours that can be decoded."""
+        dataset = self.dataset
+        for sample in self._tried(row):
             try:
-                return Sample(position, sample, decode(self.dataset.read_bytes(sample), self.max_pixels))
+                return Sample(position, sample, decode(dataset.read_bytes(sample), self.max_pixels))
             except DecodeError as error:
-                skipped.append(Skipped(position, sample, self.dataset.name_of(sample), str(error)))
+                cohort, file = dataset.cohort_of(sample), dataset.name_of(sample)
+                skipped.append(Skipped(position, sample, cohort, file, str(error)))
         files = [tried.file for tried in skipped if tried.position == position]
         raise UserError(
-            f"{self.dataset.tar_of(row)}: {len(files)} samples in a row, from {row} on, cannot be decoded "
+            f"{dataset.tar_of(row)}: {len(files)} samples in a row, from {row} on, cannot be decoded "
             f"({listed(files)}); the last one: {skipped[-1].reason}"
         )
+
+    def _tried(self, row: int) -> Iterator[int]:
+        yield row
+        yield from self.dataset.neighbours(row, self.max_neighbours)
 
 
 def _loader(
@@ -230,20 +235,9 @@ def _is_a_death(error: Exception) -> bool:
     return not str(error).startswith("Caught ")
 
 
-def _watched(
-    items: Iterator[Batch | UserError], dataset: ImageDataset, plan: BatchPlan, policy: CorruptPolicy
-) -> Iterator[Batch]:
-    """The batches; a user's mistake is raised here, and so is a broken policy."""
-    num_read = num_skipped = 0
+def _batches_of(items: Iterator[Batch | UserError]) -> Iterator[Batch]:
+    """The batches; a user's mistake is raised here."""
     for item in items:
         if isinstance(item, UserError):
             raise item
-        num_read += plan.rank_batch_size
-        num_skipped += len({skipped.position for skipped in item.skipped})
-        if item.skipped and policy.is_broken_by(num_skipped, num_read):
-            skipped = item.skipped[0]
-            raise UserError(
-                f"{skipped.file} in {dataset.tar_of(skipped.sample)} cannot be decoded: {skipped.reason} "
-                f"({num_skipped} of {num_read} samples read; data.corrupt_samples)"
-            )
         yield item

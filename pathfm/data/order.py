@@ -23,7 +23,7 @@ class SampleOrder:
     def __init__(self, num_samples: int, seed: int) -> None:
         if num_samples < 1:
             raise UserError("there are no samples to order")
-        self.num_samples = num_samples
+        self.epoch_size = num_samples
         self.seed = seed
         bits = (num_samples - 1).bit_length()
         self._left_bits, self._right_bits = bits // 2, bits - bits // 2
@@ -31,7 +31,7 @@ class SampleOrder:
     def samples(self, positions: Int[np.ndarray, " P"]) -> Int[np.ndarray, " P"]:
         """The sample (row of the data set) at each position >= 0, int64. The same in every process, in any order."""
         positions = np.asarray(positions, dtype=np.int64)
-        epochs, places = np.divmod(positions, self.num_samples)
+        epochs, places = np.divmod(positions, self.epoch_size)
         samples = np.empty_like(places)
         for epoch in np.unique(epochs):
             in_epoch = epochs == epoch
@@ -41,10 +41,10 @@ class SampleOrder:
     def _permuted(self, places: np.ndarray, epoch: int) -> np.ndarray:
         keys = _round_keys(self.seed, epoch)
         result = self._feistel(places, keys)
-        outside = np.flatnonzero(result >= self.num_samples)
+        outside = np.flatnonzero(result >= self.epoch_size)
         while len(outside):
             result[outside] = self._feistel(result[outside], keys)
-            outside = outside[result[outside] >= self.num_samples]
+            outside = outside[result[outside] >= self.epoch_size]
         return result.astype(np.int64)
 
     def _feistel(self, values: np.ndarray, keys: tuple[np.uint64, ...]) -> np.ndarray:

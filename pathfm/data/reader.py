@@ -1,8 +1,10 @@
-"""Samples of an indexed tar by row: opened lazily in every process, checked in milliseconds when it is made."""
+"""Samples of one or many indexed tars by row: checked in milliseconds, opened lazily in every process."""
 
 import hashlib
+import json
 import os
-from collections.abc import Iterable, Iterator
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from posixpath import basename
@@ -10,37 +12,63 @@ from typing import Any
 
 import numpy as np
 
-from pathfm.data.entries import IndexFiles, index_command, open_entries, pack_command, printable, read_side_car
+from pathfm.data.cohorts import Cohort, Misfit, cohorts_of, is_concatenated, unsorted
+from pathfm.data.entries import (
+    COHORT_ENTRY,
+    ENTRY,
+    CohortTar,
+    IndexFiles,
+    SideCar,
+    concat_command,
+    index_command,
+    open_entries,
+    pack_command,
+    printable,
+    read_cohort_indices,
+    read_concat_side_car,
+    read_side_car,
+)
+from pathfm.data.fit import demand_fit
 from pathfm.data.tar_walk import TarWalk, read_at
-from pathfm.errors import UserError
+from pathfm.errors import UserError, listed
 from pathfm.log import get_logger
 
 _log = get_logger(__name__)
-_NUM_SPOT_CHECKS = 16
+_MAX_OPEN_TARS = 256  # by each process, which may usually have 1024 files open
 _FINGERPRINT_ROWS = 65_536
-_FULL_CHECK_ROWS = 1_000_000  # up to here every end offset is compared with the tar's size (a few milliseconds)
 
 
-class TarReader:
-    """The samples that an entries file lists in one tar.
+class Reader:
+    """The samples that an entries file lists in one tar, or in one tar for each cohort.
 
     Rows count from 0 in the entries' order. Making one raises `UserError` when a file is missing or the index does
-    not belong to the tar. It can be pickled and forked: every process opens the files for itself at the first read.
+    not fit a tar. It can be pickled and forked: every process opens the files for itself at the first read.
     """
 
-    def __init__(self, tar: Path, files: IndexFiles) -> None:
-        self.tar = tar
-        self.files = files
-        self._descriptor: int | None = None
-        _demand_files(tar, files)
-        self._entries: np.ndarray | None = open_entries(files.entries)
+    def __init__(
+        self,
+        entries_path: Path,
+        row_type: np.dtype,
+        tars: Mapping[str, Path],
+        described: Mapping[str, SideCar | CohortTar | None],
+        remake: str,
+    ) -> None:
+        """`tars`, by cohort in the order of their index; `described`, what the side-car knows of them; `remake`, the
+        command that makes the index.
+        """
+        self._entries_path, self._row_type, self._remake = entries_path, row_type, remake
+        self._open_tars: OrderedDict[Path, _OpenTar] = OrderedDict()
+        self._entries: np.ndarray | None = open_entries(entries_path, row_type)
         self._num_samples = len(self._entries)
         if not self._num_samples:
-            raise UserError(f"{files.entries} lists no samples")
-        with _disk_errors_named(tar):
-            self._tar_size_bytes = tar.stat().st_size
-            self._check_side_car()
-            self._check_offsets()
+            raise UserError(f"{entries_path} lists no samples")
+        try:
+            self.cohorts = cohorts_of(self._entries, tars)
+            self._tar_sizes_bytes = {cohort.tar: _size_of(cohort.tar) for cohort in self.cohorts if cohort.rows}
+            with _disk_errors_named():
+                demand_fit(self._entries, self.cohorts, described)
+        except Misfit as misfit:
+            raise self._explained(misfit) from misfit
 
     def __len__(self) -> int:
         return self._num_samples
@@ -49,134 +77,162 @@ class TarReader:
     def entries(self) -> np.ndarray:
         """Structured [N], a read-only memory map: `reader.entries["class_index"]`."""
         if self._entries is None:
-            self._entries = open_entries(self.files.entries)
+            self._entries = open_entries(self._entries_path, self._row_type)
+            if len(self._entries) != self._num_samples:
+                raise UserError(f"{self._entries_path} changed since this data set was opened; open it again")
         return self._entries
 
     def fingerprint(self) -> str:
-        """sha256 of the number of rows and of up to 65,536 rows spread over the index, in a moment for any N."""
+        """sha256 of the number of rows, the cohorts' names and up to 65,536 rows spread over the index.
+
+        A moment for any N, and the same wherever the files lie.
+        """
         rows = np.linspace(0, len(self) - 1, num=min(len(self), _FINGERPRINT_ROWS)).astype(np.int64)
-        return hashlib.sha256(f"{len(self)} ".encode() + self.entries[rows].tobytes()).hexdigest()
+        names = json.dumps([cohort.name for cohort in self.cohorts]) if is_concatenated(self.entries) else ""
+        return hashlib.sha256(f"{len(self)} {names}".encode() + self.entries[rows].tobytes()).hexdigest()
 
     def read_bytes(self, row: int) -> bytes:
         """The encoded image of a row."""
-        start, size = self._place(row)
-        with _disk_errors_named(self.tar):
-            content = read_at(self._tar_descriptor(), size, start)
+        tar, start, size = self._place(row)
+        with _disk_errors_named(tar):
+            content = read_at(self._opened(tar).descriptor, size, start)
         if len(content) < size:
-            raise UserError(f"{self.tar} was cut while it was read: sample {row} should end at byte {start + size}")
+            raise UserError(f"{tar} was cut while it was read: sample {row} should end at byte {start + size}")
         return content
 
     def will_need(self, rows: Iterable[int]) -> None:
         """Tell the operating system what will be read next, so that slow disks fetch many samples at once."""
         if not hasattr(os, "posix_fadvise"):
             return
-        with _disk_errors_named(self.tar):
-            for row in rows:
-                start, size = self._place(row)
-                os.posix_fadvise(self._tar_descriptor(), start, size, os.POSIX_FADV_WILLNEED)
+        for row in rows:
+            tar, start, size = self._place(row)
+            with _disk_errors_named(tar):
+                os.posix_fadvise(self._opened(tar).descriptor, start, size, os.POSIX_FADV_WILLNEED)
 
     def name_of(self, row: int) -> str:
         """The file's name (basename) as the tar itself says it, so that a hard link goes by its target's name.
 
         Not from the .npy of names, which is read whole, and which old files count from 0 or from 1.
         """
-        start, _ = self._place(row)
-        with _disk_errors_named(self.tar):
-            header = TarWalk(self.tar).header_of(start)
+        tar, start, _ = self._place(row)
+        with _disk_errors_named(tar):
+            header = TarWalk(tar).header_of(start)
         return basename(header.path) if header else f"file {self.entries['file_index'][row]}"
 
-    def class_index(self, row: int) -> int:
-        return int(self.entries["class_index"][row])
+    def cohort_of(self, row: int) -> Cohort:
+        """The cohort of a row."""
+        if not is_concatenated(self.entries):
+            return self.cohorts[0]
+        index = int(self.entries["cohort_index"][row])
+        if index >= len(self.cohorts) or row not in self.cohorts[index].rows:
+            raise self._explained(unsorted(self.entries, row))
+        return self.cohorts[index]
 
     def close(self) -> None:
-        """Let go of the tar; the next read opens it again."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
-
-    def __del__(self) -> None:
-        if getattr(self, "_descriptor", None) is not None:
-            self.close()
+        """Let go of the tars; the next read opens them again."""
+        self._open_tars.clear()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_descriptor": None, "_entries": None}
+        return {**vars(self), "_open_tars": OrderedDict(), "_entries": None}
 
-    def _place(self, row: int) -> tuple[int, int]:
+    def _place(self, row: int) -> tuple[Path, int, int]:
+        """Tar, first byte and number of bytes of a row."""
         entry = self.entries[row]
         start = int(entry["start_offset"])
-        return start, int(entry["end_offset"]) - start
+        return self.cohort_of(row).tar, start, int(entry["end_offset"]) - start
 
-    def _tar_descriptor(self) -> int:
-        if self._descriptor is None:
-            # pread on a descriptor, not mmap: a tar that is cut meanwhile is an error to report, not a SIGBUS.
-            descriptor = os.open(self.tar, os.O_RDONLY | os.O_CLOEXEC)
-            if os.fstat(descriptor).st_size != self._tar_size_bytes:
-                os.close(descriptor)
-                raise UserError(f"{self.tar} changed since this data set was opened; {self._advice()}")
-            if hasattr(os, "posix_fadvise"):  # samples are read in random order: reading ahead would be for nothing
-                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
-            self._descriptor = descriptor
-        return self._descriptor
+    def _opened(self, tar: Path) -> "_OpenTar":
+        """The tar, open; when too many are, the one that was not asked for the longest is let go."""
+        if tar in self._open_tars:
+            self._open_tars.move_to_end(tar)
+            return self._open_tars[tar]
+        opened = _OpenTar(tar)
+        if opened.size_bytes != self._tar_sizes_bytes[tar]:
+            raise UserError(f"{tar} changed since this data set was opened; make the index again: {self._remake}")
+        self._open_tars[tar] = opened
+        if len(self._open_tars) > _MAX_OPEN_TARS:
+            self._open_tars.popitem(last=False)
+        return opened
 
-    def _check_side_car(self) -> None:
-        side_car = read_side_car(self.files.side_car)
-        status = self.tar.stat()
-        if side_car is None:
-            _log.warning("%s is not there, so it is not certain which tar the index is of", self.files.side_car)
-            return
-        if side_car.num_entries != len(self):
-            raise UserError(
-                f"{self.files.entries} has {len(self)} rows, but its side-car counts {side_car.num_entries}; "
-                + self._advice()
-            )
-        if side_car.tar_size_bytes != status.st_size:
-            raise UserError(
-                f"{self.files.entries} is the index of another tar: {side_car.tar} had {side_car.tar_size_bytes} "
-                f"bytes, {self.tar} has {status.st_size}; {self._advice()}"
-            )
-        if side_car.tar_mtime_ns != status.st_mtime_ns:
-            _log.warning("%s is not as old as its index says: copied, or made again since?", self.tar)
-
-    def _check_offsets(self) -> None:
-        """Offsets lie inside the tar, and before some rows' data there is a tar header that gives their size."""
-        entries, size = self.entries, self._tar_size_bytes
-        last = int(entries["end_offset"].max() if len(entries) <= _FULL_CHECK_ROWS else entries["end_offset"][-1])
-        if last > size:
-            raise UserError(
-                f"{self.files.entries} reaches to byte {last}, but {self.tar} ends at byte {size}: the tar is cut, "
-                f"or the index is of another tar; {self._advice()}"
-            )
-        tar = TarWalk(self.tar)
-        for row in np.linspace(0, len(entries) - 1, min(_NUM_SPOT_CHECKS, len(entries))).astype(int):
-            start, end = int(entries["start_offset"][row]), int(entries["end_offset"][row])
-            header = tar.header_of(start)
-            if header is None or header.end_offset != end:
-                raise UserError(
-                    f"{self.files.entries} is the index of another tar: row {row} says bytes {start} to {end}, "
-                    f"but no file of {self.tar} lies there; {self._advice()}"
-                )
-
-    def _advice(self) -> str:
-        return f"make the index again: {printable(index_command(self.tar, self.files))}"
+    def _explained(self, misfit: Misfit) -> UserError:
+        return UserError(f"{self._entries_path} {misfit}; make the index again: {self._remake}")
 
 
-def _demand_files(tar: Path, files: IndexFiles) -> None:
-    if not tar.is_file():
+class _OpenTar:
+    """A tar's descriptor, closed with the last one who holds it.
+
+    A descriptor and pread, not mmap: a tar that is cut meanwhile is an error to report, not a SIGBUS.
+    """
+
+    def __init__(self, tar: Path) -> None:
+        self.descriptor = os.open(tar, os.O_RDONLY | os.O_CLOEXEC)
+        self.size_bytes = os.fstat(self.descriptor).st_size
+        if hasattr(os, "posix_fadvise"):  # samples are read in random order: reading ahead would be for nothing
+            os.posix_fadvise(self.descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+
+    def __del__(self) -> None:
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
+
+
+def open_tar(tar: Path, files: IndexFiles, cohort: str) -> Reader:
+    """The samples of one tar, all of one cohort."""
+    remake = printable(index_command(tar, files))
+    _size_of(tar)
+    _demand_index(files.entries, remake)
+    side_car = read_side_car(files.side_car)
+    if side_car is None:
+        _warn_without(files.side_car)
+    return Reader(files.entries, ENTRY, {cohort: tar}, {cohort: side_car}, remake)
+
+
+def open_cohorts(root: Path, files: IndexFiles) -> Reader:
+    """The samples of concatenated entries, those of each cohort in `root/{cohort}.tar`."""
+    remake = printable(concat_command(root, files))
+    _demand_index(files.entries, remake)
+    _demand_index(files.cohort_indices, remake)
+    names = read_cohort_indices(files.cohort_indices)
+    side_car = read_concat_side_car(files.side_car)
+    if side_car is None:
+        _warn_without(files.side_car)
+    described = {said.cohort: said for said in side_car.cohorts} if side_car else {}
+    if side_car and list(described) != names:
         raise UserError(
-            f"there is no tar {tar}; make it with: {printable(pack_command(tar))}, "
-            "or set root= to the folder that holds it"
+            f"{files.cohort_indices} names other cohorts ({listed(names)}) than {files.side_car} "
+            f"({listed(described)}); make both again: {remake}"
         )
-    if not files.entries.is_file():
-        raise UserError(
-            f"there is no index {files.entries}; make it with: {printable(index_command(tar, files))}, "
-            "or set extra= to the folder that holds it"
-        )
+    tars = {name: _tar_of_cohort(root, name, described.get(name)) for name in names}
+    return Reader(files.entries, COHORT_ENTRY, tars, described, remake)
+
+
+def _tar_of_cohort(root: Path, name: str, said: CohortTar | None) -> Path:
+    """`{cohort}.tar`, or where there is none, the tar that the cohort's index was made of."""
+    usual = root / f"{name}.tar"
+    return root / said.tar if said and not usual.is_file() and (root / said.tar).is_file() else usual
+
+
+def _size_of(tar: Path) -> int:
+    with _disk_errors_named(tar):
+        if tar.is_file():
+            return tar.stat().st_size
+    raise UserError(
+        f"there is no tar {tar}; make it with: {printable(pack_command(tar))}, or set root= to the folder that holds it"
+    )
+
+
+def _demand_index(path: Path, remake: str) -> None:
+    if not path.is_file():
+        raise UserError(f"there is no index {path}; make it with: {remake}, or set extra= to the folder that holds it")
+
+
+def _warn_without(side_car: Path) -> None:
+    _log.warning("%s is not there, so it is not certain which tar the index is of", side_car)
 
 
 @contextmanager
-def _disk_errors_named(tar: Path) -> Iterator[None]:
+def _disk_errors_named(tar: Path | None = None) -> Iterator[None]:
     """A tar that vanished or a disk that fails is one line that names the tar."""
     try:
         yield
     except OSError as error:
-        raise UserError(f"cannot read {tar}: {error.strerror or error}") from error
+        raise UserError(f"cannot read {tar or error.filename}: {error.strerror or error}") from error

@@ -21,6 +21,8 @@ class Keys:
 
 KEYS: Mapping[str, Keys] = {
     "Pathology": Keys(required=("root",), optional=("extra", "subset")),
+    "PathologyFoundation": Keys(required=("root",), optional=("extra", "subset")),
+    "KNN": Keys(required=("root", "split"), optional=("extra", "subset")),
 }
 
 

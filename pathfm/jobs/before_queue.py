@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pathfm.data.pathology import open_dataset
+from pathfm.data.datasets import open_dataset
 from pathfm.data.strings import parse_dataset_string
 from pathfm.errors import UserError
 from pathfm.launch.container import host_path

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from pathfm.checkpoint.store import Store
-from pathfm.data.pathology import open_dataset
+from pathfm.data.config import CorruptPolicy
+from pathfm.data.datasets import open_dataset
 from pathfm.dist.collect import agree_any, gather_rows, sum_over_ranks
 from pathfm.dist.env import Ranks, ranks_from_environment
 from pathfm.dist.groups import demand_same_numbers, device_of, start_process_group
@@ -17,6 +18,7 @@ from pathfm.jobs.arguments import CONFIGS, parse_with_overrides
 from pathfm.jobs.run_reports import (
     accidents_of,
     close_run,
+    end_in_failure,
     exporter,
     open_report,
     quarantine_of,
@@ -91,12 +93,13 @@ def pretrain(recipe: Recipe, run: Run, ranks: Ranks, device: torch.device) -> in
             accident=accidents_of(run, data.files_of),
             export=exporter(run, state.method.teacher),
         )
-        loop = Loop(state, plan, recipe.train, recipe.optim, recipe.checkpoint, ranks, device, around)
+        policy = CorruptPolicy.parse(recipe.data.corrupt_samples)
+        loop = Loop(state, plan, recipe.train, recipe.optim, recipe.checkpoint, policy, ranks, device, around)
         try:
             verdict = loop.run(data.batches(ranks, from_step=state.step))
         except Exception as error:
             if ranks.is_first:
-                run.write_exit("failed", state.step, f"{type(error).__name__}: {error}")
+                end_in_failure(run, state.step, error)
             report.finish()
             raise
     complete = not ranks.is_first or close_run(run, loop, verdict)

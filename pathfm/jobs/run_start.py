@@ -10,7 +10,7 @@ from pathfm.augment.preview import crops_picture
 from pathfm.batch import Batch
 from pathfm.checkpoint.store import DamagedCheckpoint, Store, read_checkpoint
 from pathfm.config import build, read_layer, to_yaml
-from pathfm.data.pathology import Pathology
+from pathfm.data.datasets import Dataset
 from pathfm.dist.collect import decided_by_first
 from pathfm.dist.env import Ranks
 from pathfm.errors import UserError
@@ -82,7 +82,7 @@ def _settled(recipe: Recipe, global_batch: int | None) -> Recipe:
     return written_out(recipe).model_copy(update={"train": train})
 
 
-def check_data(dataset: Pathology, run: Run) -> None:
+def check_data(dataset: Dataset, run: Run) -> None:
     """Remember at the first start which data a run is trained on; raise `UserError` when they have changed since.
 
     All ranks call this together.

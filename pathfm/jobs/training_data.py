@@ -7,9 +7,9 @@ import torch
 from pathfm.augment.assemble import Assemble
 from pathfm.augment.masks import MaskPlan
 from pathfm.batch import Batch
+from pathfm.data.datasets import Dataset
 from pathfm.data.loader import load_batches
 from pathfm.data.order import BatchPlan, SampleOrder
-from pathfm.data.pathology import Pathology
 from pathfm.dist.env import Ranks
 from pathfm.recipe import Recipe
 from pathfm.training.plan import TrainingPlan
@@ -18,7 +18,7 @@ from pathfm.training.plan import TrainingPlan
 class TrainingData:
     """What the trainer reads, and what is said about it."""
 
-    def __init__(self, recipe: Recipe, plan: TrainingPlan, dataset: Pathology, device: torch.device) -> None:
+    def __init__(self, recipe: Recipe, plan: TrainingPlan, dataset: Dataset, device: torch.device) -> None:
         self.recipe, self.plan, self.dataset, self.device = recipe, plan, dataset, device
         self.order = SampleOrder(len(dataset), recipe.train.seed)
         grid = recipe.crops.global_crops_size // recipe.student.patch_size
@@ -49,7 +49,6 @@ class TrainingData:
             start_step=start_step,
             stop_step=stop_step,
             num_workers=num_workers,
-            on_corrupt=self.recipe.data.corrupt_samples,
             max_neighbours=self.recipe.data.max_neighbours,
             max_pixels=self.recipe.data.max_pixels,
             prefetch_batches=self.recipe.data.prefetch_batches,

@@ -4,8 +4,8 @@ import tarfile
 import numpy as np
 import pytest
 
+from pathfm.data.datasets import Pathology
 from pathfm.data.pack import PackRequest, pack
-from pathfm.data.pathology import Pathology
 from pathfm.errors import UserError
 
 

@@ -74,6 +74,6 @@ def test_mistakes_are_one_line_and_status_2(golden, capsys):
 
 
 def test_indexing_and_packing_never_import_torch():
-    code = "import pathfm.jobs.index, pathfm.jobs.pack, pathfm.data.pathology, pathfm.data.order, pathfm.data.decode"
+    code = "import pathfm.jobs.index, pathfm.jobs.pack, pathfm.data.datasets, pathfm.data.order, pathfm.data.decode"
     check = f"import sys; {code}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0

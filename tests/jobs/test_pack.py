@@ -1,6 +1,6 @@
 import pytest
 
-from pathfm.data.pathology import open_dataset
+from pathfm.data.datasets import open_dataset
 from pathfm.jobs.pack import main
 
 

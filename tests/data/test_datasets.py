@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from pathfm.__main__ import main
+from pathfm.data.datasets import Pathology, open_dataset
 from pathfm.data.entries import open_entries
 from pathfm.data.index import IndexRequest, build_index
-from pathfm.data.pathology import Pathology, open_dataset
 from pathfm.errors import UserError
 
 
