@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
+from pathfm.data import decode as decode_module
 from pathfm.data.decode import DecodeError, decode
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
@@ -36,6 +37,54 @@ def test_lossless_formats_give_the_very_pixels(format):
 def test_real_tiles_decode_as_pillow_decodes_them(shared_data):
     for path in sorted((shared_data / "osteosarcoma3" / "images").iterdir())[:3]:
         np.testing.assert_array_equal(decode(path.read_bytes()), np.asarray(Image.open(path)))
+
+
+def no_jpeg_is_plain(image, encoded):
+    return None
+
+
+def outcome(encoded: bytes) -> bytes | str:
+    """The picture, or the reason why there is none."""
+    try:
+        image = decode(encoded)
+    except DecodeError as error:
+        return str(error)
+    return repr(image.shape).encode() + image.tobytes()
+
+
+def by_pillow_alone(encoded: bytes) -> bytes | str:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decode_module, "_plain_jpeg", no_jpeg_is_plain)
+        return outcome(encoded)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    height=st.integers(1, 70),
+    width=st.integers(1, 70),
+    colour=st.sampled_from(["RGB", "L", "CMYK", "YCbCr"]),
+    quality=st.integers(1, 100),
+    subsampling=st.integers(0, 2),
+    progressive=st.booleans(),
+    restart_marker_rows=st.integers(0, 2),
+)
+def test_a_jpeg_of_any_kind_has_the_very_pixels_that_pillow_finds(height, width, colour, **options):
+    image = smooth().resize((width, height)).convert(colour)
+    jpeg = encoded(image, "JPEG", **options)
+    assert outcome(jpeg) == by_pillow_alone(jpeg)
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 2}])
+def test_a_jpeg_cut_at_any_byte_is_judged_as_pillow_judges_it(options):
+    jpeg = encoded(smooth(), "JPEG", **options)
+    for length in range(len(jpeg)):
+        assert outcome(jpeg[:length]) == by_pillow_alone(jpeg[:length]), length
+    assert isinstance(outcome(jpeg[: len(jpeg) // 2]), str)
+
+
+def test_a_plain_jpeg_is_not_left_to_pillow(monkeypatch):
+    monkeypatch.setattr(Image.Image, "convert", None)
+    assert decode(encoded(smooth(), "JPEG")).shape == (48, 64, 3)
 
 
 @pytest.mark.parametrize("format", ["PNG", "TIFF", "JPEG"])
@@ -122,6 +171,15 @@ def test_a_decompression_bomb_is_refused_without_touching_pillows_limit(side):
     with pytest.raises(DecodeError, match=r"claims 8193 x 8193 pixels|decompression bomb"):
         decode(bomb)
     assert limit == Image.MAX_IMAGE_PIXELS
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_a_damaged_jpeg_is_judged_as_pillow_judges_it(data):
+    jpeg = bytearray(encoded(smooth(), "JPEG", quality=data.draw(st.sampled_from([20, 95]))))
+    for _ in range(data.draw(st.integers(1, 3))):
+        jpeg[data.draw(st.integers(0, len(jpeg) - 1))] = data.draw(st.integers(0, 255))
+    assert outcome(bytes(jpeg)) == by_pillow_alone(bytes(jpeg))
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
