@@ -13,7 +13,7 @@ from pathfm.config import build, read_layer, to_yaml
 from pathfm.data.datasets import Dataset
 from pathfm.dist.collect import decided_by_first
 from pathfm.dist.env import Ranks
-from pathfm.errors import UserError
+from pathfm.errors import UserError, listed
 from pathfm.files import write_json, write_text, written_aside
 from pathfm.jobs.run_reports import draw
 from pathfm.jobs.schedule import draw_plan
@@ -70,8 +70,7 @@ def _as_begun(recipe: Recipe, run: Run) -> Recipe:
     recipe = _settled(recipe, recipe.train.global_batch_size or begun.train.global_batch_size)
     if changes := changes_of_identity(begun, recipe):
         raise UserError(
-            f"run {run.name} was begun with another recipe ({'; '.join(changes[:3])}"
-            f"{f'; and {len(changes) - 3} more' if len(changes) > 3 else ''}); "
+            f"run {run.name} was begun with another recipe ({listed(changes)}); "
             "take another run name, or --no-resume to begin anew (what is there is kept)"
         )
     return recipe

@@ -7,6 +7,7 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from pathfm.checkpoint.store import DamagedCheckpoint, Snapshot, key_differences
+from pathfm.errors import listed
 from pathfm.ssl.method import Method
 from pathfm.training.meter import Meter
 
@@ -37,7 +38,7 @@ class TrainingState:
         """Raises `DamagedCheckpoint` when the keys are not those of this state, naming the first few."""
         expected = {**self._method_tensors(), **self._moments()}
         if mistakes := sorted(key_differences(expected, snapshot.tensors)):
-            raise DamagedCheckpoint(f"{len(mistakes)} keys differ: {'; '.join(mistakes[:5])}")
+            raise DamagedCheckpoint(f"{len(mistakes)} keys differ: {listed(mistakes)}")
         self.method.load_state_dict(_below("method.", snapshot.tensors))
         self._load_moments(snapshot.tensors)
         self.step = snapshot.step
