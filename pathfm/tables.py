@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 
-def text_table(header: Sequence[str], rows: Sequence[Sequence[str | int]], indent: str = "  ") -> str:
+def text_table(header: Sequence[str], rows: Sequence[Sequence[object]], indent: str = "  ") -> str:
     """One line for the header and one for each row; a column of whole numbers stands to the right."""
     to_the_right = [bool(rows) and all(isinstance(row[column], int) for row in rows) for column in range(len(header))]
-    texts = [list(header), *([f"{cell:,}" if isinstance(cell, int) else cell for cell in row] for row in rows)]
+    texts = [list(header), *([f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row] for row in rows)]
     widths = [max(len(row[column]) for row in texts) for column in range(len(header))]
     return "\n".join(indent + _line(row, widths, to_the_right) for row in texts)
 
