@@ -31,6 +31,7 @@ _NOT_IDENTITY = (
     "student.attention",
     "student.block_chunks",
     "data.prefetch_batches",
+    "augment.device",
     "checkpoint.",
     "wandb.",
 )
@@ -80,7 +81,7 @@ def read_recipe(path: Path | None, overrides: Sequence[str] = ()) -> ReadRecipe:
 def written_out(recipe: Recipe) -> Recipe:
     """The same recipe with every number of its presets, so that a preset that changes one day leaves it as it was."""
     numbers = resolve(recipe.augment).model_dump()
-    return recipe.model_copy(update={"augment": AugmentConfig(preset=recipe.augment.preset, **numbers)})
+    return recipe.model_copy(update={"augment": recipe.augment.model_copy(update=numbers)})
 
 
 def find_config(name: str, directory: Path) -> Path:

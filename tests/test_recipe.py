@@ -4,7 +4,7 @@ import pytest
 
 from pathfm.config import build, read_layer, to_yaml
 from pathfm.errors import UserError
-from pathfm.recipe import Recipe, changes_of_identity, find_config, read_recipe
+from pathfm.recipe import Recipe, changes_of_identity, find_config, read_recipe, written_out
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -98,7 +98,7 @@ def test_an_unknown_recipe_lists_the_known_ones():
 def test_speed_and_reporting_are_not_part_of_a_runs_identity():
     demo = CONFIGS / "vits14.yaml"
     old = read_recipe(demo).recipe
-    assert changes_of_identity(old, read_recipe(demo, ["train.num_workers=7", "wandb.enable=true"]).recipe) == []
+    assert changes_of_identity(old, read_recipe(demo, ["train.num_workers=7", "wandb.enable=true", "augment.device=auto"]).recipe) == []
     changed = read_recipe(demo, ["optim.base_lr=0.1"]).recipe
     assert changes_of_identity(old, changed) == ["optim.base_lr: 0.004 -> 0.1"]
 
@@ -118,3 +118,11 @@ def test_values_of_the_wrong_kind_are_one_line_that_names_the_file(tmp_path: Pat
         recipe_of(tmp_path, text)
     assert "\n" not in str(error.value)
     assert "the defaults" not in str(error.value)
+
+
+def test_a_written_out_recipe_holds_its_presets_numbers_and_reads_as_itself():
+    recipe = Recipe.model_validate({"augment": {"preset": "pathology", "blur_inverted": True, "device": "auto"}})
+    written = written_out(recipe)
+    assert written.augment.jitter_hue == 0.02
+    assert (written.augment.blur_inverted, written.augment.device) == (True, "auto")
+    assert written_out(written) == written

@@ -1,10 +1,10 @@
-"""Applying a plan to an image on the CPU.
+"""Applying plans to an image on the CPU, crop by crop.
 
 H W image pixels, S side of a crop. Crops are uint8 RGB, height-width-channel, and stay uint8 between operations,
 rounded and clipped after each, as torchvision does on the images that DINOv2 hands it (Pillow truncates; we round).
+Where OpenCV or torch could do an operation in several ways, benchmarks/loader.py chose.
 """
 
-import functools
 from collections.abc import Sequence
 
 import cv2
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Float64, UInt8
 
-from pathfm.augment.draw import BRIGHTNESS, CONTRAST, HUE, NOT_SOLARISED, SATURATION, UNCHANGED_FACTORS, SamplePlan
+from pathfm.augment.draw import BRIGHTNESS, CONTRAST, HUE, NOT_SOLARISED, SATURATION, UNCHANGED_FACTORS, CropPlan
 
 _LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601: the weights of red, green and blue in grey
 
@@ -31,26 +31,23 @@ _STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
 _DENSITY_OF_STAINS = _STAINS.T  # columns are stains
 _STAINS_OF_DENSITY = np.linalg.inv(_DENSITY_OF_STAINS)
 
+_FLIP_CODE = {(True, False): 1, (False, True): 0, (True, True): -1}  # (left-right, top-bottom): OpenCV's number for it
+_ROTATE_CODE = {1: cv2.ROTATE_90_COUNTERCLOCKWISE, 2: cv2.ROTATE_180, 3: cv2.ROTATE_90_CLOCKWISE}
+
 _MINUS_DENSITY = np.log(np.maximum(np.arange(256), 1) / 255).astype(np.float32)  # natural; level 0 counts as 1
 
 
-def apply_plan(plan: SamplePlan, image: UInt8[np.ndarray, "H W 3"]) -> list[UInt8[np.ndarray, "S S 3"]]:
-    """The crops of a sample, in the plan's order; they may be strided views, as a flip costs no copy."""
-    image = np.require(image, requirements=["C", "W"])  # torch warns about read-only memory, as Pillow's is
-    return [_crop(plan, index, image) for index in range(plan.num_crops)]
-
-
-def _crop(plan: SamplePlan, index: int, image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "S S 3"]:
-    # Orientation comes last, where a view does: every operation before it treats all directions alike.
-    crop = resized_crop(image, plan.box[index].tolist(), int(plan.size[index]))
-    crop = jitter_stain(crop, plan.stain_factor[index], plan.stain_shift[index])
-    for operation in plan.jitter_order[index].tolist():
-        crop = jitter_colour(crop, operation, float(plan.jitter_factor[index, operation]))
-    if plan.grayscale[index]:
+def apply_plan(plan: CropPlan, image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "S S 3"]:
+    """The finished crop. `image` may be strided, but must be writable, or torch warns."""
+    crop = resized_crop(image, plan.box, plan.size)
+    crop = jitter_stain(crop, plan.stain_factor, plan.stain_shift)
+    for operation in plan.jitter_order:
+        crop = jitter_colour(crop, operation, plan.jitter_factor[operation])
+    if plan.grayscale:
         crop = grayscale(crop)
-    crop = blur(crop, float(plan.blur_sigma[index]))
-    crop = solarise(crop, int(plan.solarise_threshold[index]))
-    return orient(crop, plan.horizontal_flip[index], plan.vertical_flip[index], int(plan.quarter_turns[index]))
+    crop = blur(crop, plan.blur_sigma)
+    crop = solarise(crop, plan.solarise_threshold)
+    return orient(crop, plan.horizontal_flip, plan.vertical_flip, plan.quarter_turns)
 
 
 def resized_crop(image: UInt8[np.ndarray, "H W 3"], box: Sequence[int], size: int) -> UInt8[np.ndarray, "S S 3"]:
@@ -66,14 +63,14 @@ def resized_crop(image: UInt8[np.ndarray, "H W 3"], box: Sequence[int], size: in
 
 
 def jitter_stain(
-    crop: UInt8[np.ndarray, "S S 3"], factor: Float32[np.ndarray, "3"], shift: Float32[np.ndarray, "3"]
+    crop: UInt8[np.ndarray, "S S 3"], factor: Sequence[float], shift: Sequence[float]
 ) -> UInt8[np.ndarray, "S S 3"]:
     """More or less of each stain: amounts c of haematoxylin, eosin and residual become factor * c + shift.
 
     Optical density is linear in the amounts (Beer and Lambert), so unmixing, change and mixing are one affine map of
     it. Base 10, so that a shift of 1 is a tenfold darkening. Source: Tellez et al., arXiv 1902.06543.
     """
-    if factor.tolist() == [1, 1, 1] and shift.tolist() == [0, 0, 0]:
+    if list(factor) == [1, 1, 1] and list(shift) == [0, 0, 0]:
         return crop
     matrix = _DENSITY_OF_STAINS @ np.diag(factor) @ _STAINS_OF_DENSITY
     offset = -np.log(10) * (_DENSITY_OF_STAINS @ shift)
@@ -112,18 +109,19 @@ def blur(crop: UInt8[np.ndarray, "S S 3"], sigma: float) -> UInt8[np.ndarray, "S
 
 def solarise(crop: UInt8[np.ndarray, "S S 3"], threshold: int) -> UInt8[np.ndarray, "S S 3"]:
     """Values at or above the threshold become 255 - value."""
-    return crop if threshold >= NOT_SOLARISED else cv2.LUT(crop, _solarise_table(threshold))
+    if threshold >= NOT_SOLARISED:
+        return crop
+    _, all_ones_there = cv2.threshold(crop, threshold - 1, 255, cv2.THRESH_BINARY)
+    return cv2.bitwise_xor(crop, all_ones_there)
 
 
 def orient(
     crop: UInt8[np.ndarray, "S S 3"], horizontal_flip: bool, vertical_flip: bool, quarter_turns: int
 ) -> UInt8[np.ndarray, "S S 3"]:
-    """Flips left-right and top-bottom, then counter-clockwise quarter turns, as a view."""
-    if horizontal_flip:
-        crop = crop[:, ::-1]
-    if vertical_flip:
-        crop = crop[::-1]
-    return np.rot90(crop, quarter_turns) if quarter_turns else crop
+    """Flips left-right and top-bottom, then counter-clockwise quarter turns."""
+    if horizontal_flip or vertical_flip:
+        crop = cv2.flip(crop, _FLIP_CODE[horizontal_flip, vertical_flip])
+    return cv2.rotate(crop, _ROTATE_CODE[quarter_turns]) if quarter_turns else crop
 
 
 def _affine_jitter(crop: UInt8[np.ndarray, "S S 3"], operation: int, factor: float) -> Float64[np.ndarray, "3 4"]:
@@ -150,9 +148,3 @@ def _gaussian(sigma: float) -> Float32[np.ndarray, " taps"]:
     weights /= weights.sum()
     weights = weights[weights > _LEAST_WEIGHT]
     return (weights / weights.sum()).astype(np.float32)
-
-
-@functools.cache
-def _solarise_table(threshold: int) -> UInt8[np.ndarray, "256"]:
-    levels = np.arange(256)
-    return np.where(levels >= threshold, 255 - levels, levels).astype(np.uint8)

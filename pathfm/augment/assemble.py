@@ -7,6 +7,7 @@ M masked patches. Rows are view-major: crop v of sample b is row v * B + b.
 from collections.abc import Sequence
 from typing import Protocol
 
+import cv2
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from pathfm.augment.apply import apply_plan
 from pathfm.augment.config import NUM_GLOBAL_CROPS, AugmentConfig, CropsConfig, patches_per_side, resolve
-from pathfm.augment.draw import draw_sample
+from pathfm.augment.draw import CropPlans, draw_crops
 from pathfm.augment.masks import MaskPlan, draw_masks
 from pathfm.batch import Batch
 from pathfm.errors import UserError
@@ -84,13 +85,18 @@ class Assemble:
     def _crops_of(self, samples: Sequence[Sample]) -> tuple[UInt8[Tensor, "GB 3 H W"], UInt8[Tensor, "VB 3 h w"]]:
         global_crops = _room_for(NUM_GLOBAL_CROPS, len(samples), self._crops.global_crops_size)
         local_crops = _room_for(self._crops.local_crops_number, len(samples), self._crops.local_crops_size)
-        room = [*global_crops.numpy(), *local_crops.numpy()]  # of each view
+        rooms = [*global_crops.numpy(), *local_crops.numpy()]  # of each view
+        plans = self._plans_of(samples)
         for b, sample in enumerate(samples):
-            height, width = sample.image.shape[:2]
-            plan = draw_sample(self._augmentation, self._crops, height, width, self._seed, sample.position)
-            for view, crop in enumerate(apply_plan(plan, sample.image)):
-                room[view][b] = crop.transpose(2, 0, 1)
+            image = np.require(sample.image, requirements="W")
+            for plan, room in zip(plans.of_sample(b), rooms, strict=True):
+                cv2.split(apply_plan(plan, image), list(room[b]))  # writes the three planes where they belong
         return global_crops.flatten(0, 1), local_crops.flatten(0, 1)
+
+    def _plans_of(self, samples: Sequence[Sample]) -> CropPlans:
+        sizes = [sample.image.shape[:2] for sample in samples]
+        positions = [sample.position for sample in samples]
+        return draw_crops(self._augmentation, self._crops, sizes, self._seed, positions)
 
 
 def mask_weights(masks: Bool[Tensor, "GB L"]) -> Float[Tensor, " M"]:

@@ -66,6 +66,7 @@ class Augmentation(Section):
     blur_probability_global_1: Probability = 1.0
     blur_probability_global_2: Probability = 0.1
     blur_probability_local: Probability = 0.5
+    blur_inverted: bool = False  # whether each of them acts as 1 - p, to repeat a run of that code
     blur_sigma: Range = (0.1, 2.0)  # pixels of the crop; DINOv2 transforms (kernel 9)
 
     solarise_probability_global_1: Probability = 0.0  # DINOv2 solarises the second global crop only
@@ -125,16 +126,20 @@ class AugmentConfig(Section):
     blur_probability_global_1: Probability | None = None
     blur_probability_global_2: Probability | None = None
     blur_probability_local: Probability | None = None
+    blur_inverted: bool | None = None
     blur_sigma: Range | None = None
     solarise_probability_global_1: Probability | None = None
     solarise_probability_global_2: Probability | None = None
     solarise_probability_local: Probability | None = None
     solarise_threshold: GreyLevel | None = None
 
+    # below: speed only
+    device: Literal["cpu", "cuda", "auto"] = "cpu"  # what alters the pixels: the loader's workers, or the trainer's GPU
+
 
 def resolve(config: AugmentConfig) -> Augmentation:
     """The preset's numbers with the keys that were set over them."""
-    set_keys = config.model_dump(exclude={"preset"}, exclude_none=True)
+    set_keys = config.model_dump(exclude={"preset", "device"}, exclude_none=True)
     return _PRESETS[config.preset].model_copy(update=set_keys)
 
 

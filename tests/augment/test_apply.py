@@ -8,7 +8,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from pathfm.augment import apply
 from pathfm.augment.config import DINOV2, PATHOLOGY, CropsConfig
-from pathfm.augment.draw import BRIGHTNESS, CONTRAST, HUE, NOT_SOLARISED, SATURATION, draw_sample
+from pathfm.augment.draw import BRIGHTNESS, CONTRAST, HUE, NOT_SOLARISED, SATURATION, draw_crops
 
 MAX_MEAN_DIFFERENCE = 2.0  # grey levels
 
@@ -107,14 +107,14 @@ def test_stain_jitter_unmixes_changes_and_mixes_the_stains_of_each_pixel(factor,
     density = -np.log10(np.maximum(crop, 1) / 255)
     amounts = density.reshape(-1, 3) @ np.linalg.inv(stains)
     oracle = rounded(255 * 10 ** -((amounts * factor + shift) @ stains)).reshape(crop.shape)
-    ours = apply.jitter_stain(crop, np.float32(factor), np.float32(shift))
+    ours = apply.jitter_stain(crop, factor, shift)
     assert_close(ours, oracle)
     assert np.abs(ours - oracle).max() <= 1
 
 
 def test_more_haematoxylin_darkens_nuclei_and_leaves_the_empty_slide_white():
     nucleus, empty = [90, 60, 140], [255, 255, 255]
-    ours = apply.jitter_stain(np.uint8([[nucleus, empty]]), np.float32([1.2, 1, 1]), np.zeros(3, np.float32))
+    ours = apply.jitter_stain(np.uint8([[nucleus, empty]]), [1.2, 1, 1], [0, 0, 0])
     assert (ours[0, 0] < nucleus).all()
     np.testing.assert_array_equal(ours[0, 1], empty)
 
@@ -126,7 +126,7 @@ def test_more_haematoxylin_darkens_nuclei_and_leaves_the_empty_slide_white():
         lambda crop: apply.jitter_colour(crop, CONTRAST, 1.0),
         lambda crop: apply.jitter_colour(crop, SATURATION, 1.0),
         lambda crop: apply.jitter_colour(crop, HUE, 0.0),
-        lambda crop: apply.jitter_stain(crop, np.ones(3, np.float32), np.zeros(3, np.float32)),
+        lambda crop: apply.jitter_stain(crop, [1.0, 1.0, 1.0], [0.0, 0.0, 0.0]),
         lambda crop: apply.blur(crop, 0.0),
         lambda crop: apply.solarise(crop, NOT_SOLARISED),
         lambda crop: apply.orient(crop, False, False, 0),
@@ -153,11 +153,9 @@ def test_orientation_is_pillows_flips_then_quarter_turns(horizontal, vertical, t
 @pytest.mark.parametrize(("height", "width"), [(256, 256), (31, 80), (1, 1)])
 def test_a_plan_gives_the_same_bytes_every_time_and_crops_of_the_sizes_asked_for(augmentation, height, width):
     image = tissue_like(height, width)
-    image.flags.writeable = False  # as Pillow hands it out
     crops = CropsConfig(local_crops_number=3, local_crops_size=98)
-    first, again = (
-        apply.apply_plan(draw_sample(augmentation, crops, height, width, seed=1, position=5), image) for _ in range(2)
-    )
+    plans = draw_crops(augmentation, crops, [(height, width)], seed=1, positions=[5]).of_sample(0)
+    first, again = ([apply.apply_plan(plan, image) for plan in plans] for _ in range(2))
     assert [crop.shape for crop in first] == [(224, 224, 3)] * 2 + [(98, 98, 3)] * 3
     for one, other in zip(first, again, strict=True):
         assert one.dtype == np.uint8
@@ -168,11 +166,11 @@ def test_operations_happen_in_the_order_resize_stain_jitter_grey_blur_solarise_o
     image = tissue_like()
     crops = CropsConfig(global_crops_size=32, local_crops_number=0)
     always = dict.fromkeys([name for name in type(DINOV2).model_fields if "_probability" in name], 1.0)
-    plan = draw_sample(PATHOLOGY.model_copy(update=always), crops, 64, 64, seed=2, position=9)
-    crop = apply.resized_crop(image, plan.box[1].tolist(), 32)
-    crop = apply.jitter_stain(crop, plan.stain_factor[1], plan.stain_shift[1])
-    for operation in plan.jitter_order[1]:
-        crop = apply.jitter_colour(crop, operation, float(plan.jitter_factor[1, operation]))
-    crop = apply.solarise(apply.blur(apply.grayscale(crop), float(plan.blur_sigma[1])), 128)
-    crop = apply.orient(crop, True, True, int(plan.quarter_turns[1]))
-    np.testing.assert_array_equal(apply.apply_plan(plan, image)[1], crop)
+    plan = draw_crops(PATHOLOGY.model_copy(update=always), crops, [(64, 64)], seed=2, positions=[9]).of_sample(0)[1]
+    crop = apply.resized_crop(image, plan.box, 32)
+    crop = apply.jitter_stain(crop, plan.stain_factor, plan.stain_shift)
+    for operation in plan.jitter_order:
+        crop = apply.jitter_colour(crop, operation, plan.jitter_factor[operation])
+    crop = apply.solarise(apply.blur(apply.grayscale(crop), plan.blur_sigma), 128)
+    crop = apply.orient(crop, True, True, plan.quarter_turns)
+    np.testing.assert_array_equal(apply.apply_plan(plan, image), crop)

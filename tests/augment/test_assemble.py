@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from pathfm.augment.apply import apply_plan
 from pathfm.augment.assemble import Assemble, mask_weights
 from pathfm.augment.config import PATHOLOGY, AugmentConfig, CropsConfig
-from pathfm.augment.draw import draw_sample
+from pathfm.augment.draw import draw_crops
 from pathfm.augment.masks import MaskPlan, draw_masks
 from pathfm.batch import Batch
 from pathfm.errors import UserError
@@ -52,8 +52,8 @@ def test_crops_stand_view_major_as_the_plan_draws_them():
     assert batch.global_crops.shape == (12, 3, 56, 56)
     assert batch.local_crops.shape == (18, 3, 28, 28)
     for b, sample in enumerate(samples()):
-        plan = draw_sample(PATHOLOGY, CROPS, *sample.image.shape[:2], SEED, sample.position)
-        crops = [torch.from_numpy(crop.transpose(2, 0, 1).copy()) for crop in apply_plan(plan, sample.image)]
+        plans = draw_crops(PATHOLOGY, CROPS, [sample.image.shape[:2]], SEED, [sample.position]).of_sample(0)
+        crops = [torch.from_numpy(apply_plan(plan, sample.image)).permute(2, 0, 1) for plan in plans]
         for view in range(2):
             assert torch.equal(batch.global_crops[view * 6 + b], crops[view])
         for view in range(3):

@@ -31,7 +31,7 @@ def test_a_key_that_is_set_changes_that_number_and_no_other():
 def test_every_number_of_an_augmentation_is_a_key_of_the_recipe():
     numbers = Augmentation.model_json_schema()["properties"]
     keys = AugmentConfig.model_json_schema()["properties"]
-    assert set(keys) == {"preset", *numbers}
+    assert set(keys) == {"preset", "device", *numbers}
     for name, number in numbers.items():
         allowed, unset = keys[name]["anyOf"]
         assert allowed.items() <= number.items()  # the same type and bounds

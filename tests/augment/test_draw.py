@@ -8,25 +8,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pathfm.augment.config import DINOV2, PATHOLOGY, CropsConfig
-from pathfm.augment.draw import NOT_SOLARISED, UNCHANGED_FACTORS, SamplePlan, draw_sample
+from pathfm.augment.draw import NOT_SOLARISED, UNCHANGED_FACTORS, CropPlan, CropPlans, draw_crops
 
 CROPS = CropsConfig(local_crops_size=98)
-FIELDS = [field.name for field in fields(SamplePlan)]
+FIELDS = [field.name for field in fields(CropPlans)]
 
 
 def draw(augmentation=PATHOLOGY, crops=CROPS, height=256, width=256, seed=3, position=0):
-    return draw_sample(augmentation, crops, height, width, seed, position)
+    """The plans of one sample's crops: fields [crop, ...]."""
+    plans = draw_crops(augmentation, crops, [(height, width)], seed, [position])
+    return CropPlans(**{name: getattr(plans, name)[0] for name in FIELDS})
+
+
+def many(augmentation, count=400, crops=CROPS):
+    return draw_crops(augmentation, crops, [(256, 256)] * count, 3, range(count))
 
 
 def assert_equal(one, other, names=FIELDS, crops=slice(None)):
     for name in names:
         np.testing.assert_array_equal(getattr(one, name)[crops], getattr(other, name)[crops], err_msg=name)
-
-
-def many(augmentation, count=400, crops=CROPS):
-    """Plans of many samples, stacked: fields [sample, crop, ...]."""
-    plans = [draw(augmentation, crops, position=position) for position in range(count)]
-    return SamplePlan(**{name: np.stack([getattr(plan, name) for plan in plans]) for name in FIELDS})
 
 
 def test_a_plan_depends_on_seed_and_position_and_on_nothing_drawn_before():
@@ -35,6 +35,22 @@ def test_a_plan_depends_on_seed_and_position_and_on_nothing_drawn_before():
         assert_equal(draw(position=position), forwards[position])
     assert (draw(position=1).box != forwards[0].box).any()
     assert (draw(seed=4).box != forwards[0].box).any()
+
+
+def test_a_sample_is_drawn_alike_alone_and_beside_others():
+    sizes, positions = [(256, 256), (31, 400), (1, 1), (256, 200)], [7, 0, 12, 5]
+    together = draw_crops(PATHOLOGY, CROPS, sizes, 3, positions)
+    for b, ((height, width), position) in enumerate(zip(sizes, positions, strict=True)):
+        alone = draw(height=height, width=width, position=position)
+        assert_equal(alone, CropPlans(**{name: getattr(together, name)[b] for name in FIELDS}))
+
+
+def test_a_samples_plans_crop_by_crop_are_the_same_numbers():
+    plans = many(PATHOLOGY, count=3)
+    assert list(CropPlan._fields) == FIELDS
+    for c, crop in enumerate(plans.of_sample(1)):
+        for name in FIELDS:
+            assert getattr(crop, name) == getattr(plans, name)[1, c].tolist(), name
 
 
 def test_drawing_leaves_the_global_random_state_alone():
@@ -153,9 +169,18 @@ def test_factors_stay_in_their_ranges_and_jitter_takes_every_order():
     assert 1.95 < sigma.max() <= 2.0
 
 
-def test_shapes_and_types_do_not_depend_on_what_is_drawn_so_plans_stack():
+def test_shapes_and_types_do_not_depend_on_what_is_drawn_so_that_plans_travel_as_tensors():
     plans = [draw(a, height=h, position=p) for a, h, p in ((DINOV2, 256, 0), (PATHOLOGY, 31, 7), (DINOV2, 9, 2))]
     for name in FIELDS:
         arrays = [getattr(plan, name) for plan in plans]
         assert len({(array.dtype, array.shape) for array in arrays}) == 1
         assert arrays[0].shape[0] == 10
+
+
+def test_the_old_blur_turns_every_chance_of_blur_round():
+    """The first global crop is then never blurred, the second nearly always."""
+    old = DINOV2.model_copy(update={"blur_inverted": True, "blur_probability_local": 0.2})
+    blurred = many(old, count=1000).blur_sigma > 0
+    assert not blurred[:, 0].any()
+    assert abs(blurred[:, 1].mean() - 0.9) < 0.04
+    assert abs(blurred[:, 2:].mean() - 0.8) < 0.02
