@@ -9,6 +9,8 @@ from pathfm.errors import exit_status
 VERBS = {
     "pack": "a folder of images -> one tar and its index",
     "index": "a tar -> entries.npy (the ancestors' infer_entries)",
+    "concat": "the indices of cohorts -> one (the ancestors' concat_entries)",
+    "verify": "check data sets: index against tar, samples, duplicates, splits",
     "config": "print the resolved recipe",
     "schedule": "print and draw all schedules of a recipe",
     "train": "train on this machine (the ancestors' -m pathfm.train)",
