@@ -4,6 +4,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import contextmanager
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -24,6 +25,27 @@ def start_logging(*, speak: bool = True) -> None:
     handler = logging.StreamHandler(sys.stderr) if speak else logging.NullHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(message)s", datefmt="%H:%M:%S"))
     logger.addHandler(handler)
+
+
+@contextmanager
+def warnings_kept() -> Iterator[list[str]]:
+    """Yields a list that takes what is logged meanwhile, in place of whoever prints it."""
+    kept = _Keeper()
+    logger = logging.getLogger("pathfm")
+    printers, logger.handlers = logger.handlers, [kept]
+    try:
+        yield kept.messages
+    finally:
+        logger.handlers = printers
+
+
+class _Keeper(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
 
 
 def progress(

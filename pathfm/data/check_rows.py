@@ -1,0 +1,172 @@
+"""Whether every row of an index is the bytes of a file of its tar: one walk over each tar's headers."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from posixpath import basename
+
+import numpy as np
+from jaxtyping import Bool, Int64
+
+from pathfm.data.cohorts import is_concatenated
+from pathfm.data.datasets import Dataset
+from pathfm.data.entries import printable
+from pathfm.data.findings import Check, first_cases
+from pathfm.data.slides import SlideNames
+from pathfm.data.tar_walk import TarWalk
+from pathfm.errors import UserError
+from pathfm.log import progress
+
+# R rows of a cohort   F files of its tar
+
+
+class _BrokenTar(ValueError):
+    """A tar that cannot be walked to its end."""
+
+
+@dataclass(frozen=True)
+class CheckedRows:
+    """What came of it."""
+
+    checks: tuple[Check, ...]
+    misplaced: Int64[np.ndarray, " M"]  # rows that are not the bytes of a file
+    slides: dict[str, str]  # slide -> the first of its files; empty when nobody asked
+
+
+def check_rows(dataset: Dataset, slide_names: SlideNames | None = None) -> CheckedRows:
+    """Compare every row with the headers of its tar. Memory grows with the files of the largest tar (some 100 bytes).
+
+    With `slide_names` the slides of the data set are collected on the way.
+    """
+    checks: list[Check] = []
+    misplaced: list[np.ndarray] = []
+    slides: dict[str, str] = {}
+    for cohort, rows in dataset.cohorts.items():
+        if rows:
+            checked = _check_cohort(dataset, cohort, rows, slide_names)
+            checks += checked.checks
+            misplaced.append(checked.misplaced)
+            slides |= {slide: file for slide, file in checked.slides.items() if slide not in slides}
+    if all(check.name != "offsets" for check in checks):
+        tars = sum(1 for rows in dataset.cohorts.values() if rows)
+        said = f"{len(dataset):,} rows in {tars:,} tar{'s' if tars > 1 else ''}, each the bytes of a file"
+        checks.insert(0, Check("offsets", "ok", said))
+    return CheckedRows(tuple(checks), np.concatenate(misplaced), slides)
+
+
+def _check_cohort(dataset: Dataset, cohort: str, rows: range, slide_names: SlideNames | None) -> CheckedRows:
+    entries = dataset.entries[rows.start : rows.stop]
+    starts, ends, file_index = (
+        entries[column].astype(np.int64) for column in ("start_offset", "end_offset", "file_index")
+    )
+    tar = dataset.tar_of(rows[0])
+    try:
+        files = _Files.of(tar, np.sort(starts), slide_names)
+    except _BrokenTar as error:
+        return CheckedRows((Check("offsets", "damage", f"cohort {cohort}: {error}"),), np.array(rows), {})
+    if not len(lost := np.flatnonzero(~files.are(starts, ends) | _of_another_cohort(entries))):
+        checks = [*_repeated(cohort, starts), *_misnumbered(cohort, file_index, starts, files)]
+        return CheckedRows(tuple(checks), lost, files.slides)
+    said = f"cohort {cohort}: {len(lost):,} of {len(rows):,} rows are not the bytes of a file of {tar}"
+    cases = first_cases(_as_case(rows[place], entries[place], files) for place in lost.tolist())
+    return CheckedRows((Check("offsets", "damage", said, cases),), lost + rows.start, files.slides)
+
+
+def _of_another_cohort(entries: np.ndarray) -> Bool[np.ndarray, " R"]:
+    """Rows that lie among those of the cohort that the first one is of."""
+    if not is_concatenated(entries):
+        return np.zeros(len(entries), bool)
+    return np.asarray(entries["cohort_index"] != entries["cohort_index"][0])
+
+
+def _as_case(row: int, entry: np.ndarray, files: "_Files") -> str:
+    """What a row says, beside what the tar says of the file that it counts."""
+    file = int(entry["file_index"])
+    said = f"row {row} says bytes {entry['start_offset']} to {entry['end_offset']}"
+    if file < len(files.starts):
+        return f"{said}, its file {files.name(file)} is bytes {files.starts[file]} to {files.ends[file]}"
+    return f"{said} of file {file}, but there are {len(files.starts):,} files"
+
+
+@dataclass(frozen=True)
+class _Files:
+    """Where the files of a tar are, in tar order."""
+
+    tar: Path
+    starts: Int64[np.ndarray, " F"]
+    ends: Int64[np.ndarray, " F"]
+    slides: dict[str, str]
+
+    @classmethod
+    def of(cls, tar: Path, rows_starts: Int64[np.ndarray, " R"], slide_names: SlideNames | None) -> "_Files":
+        """`rows_starts`: sorted; whose slides are asked for."""
+        starts: list[np.ndarray] = []
+        ends: list[np.ndarray] = []
+        slides: dict[str, str] = {}
+        for paths, batch_starts, batch_ends in _files_of(tar):
+            starts.append(batch_starts)
+            ends.append(batch_ends)
+            if slide_names is not None:
+                for place in np.flatnonzero(_found(batch_starts, rows_starts)[1]):
+                    slides.setdefault(slide_names.slide_of(paths[place]), printable(basename(paths[place])))
+        if not starts:
+            raise _BrokenTar(f"{tar} holds no files")
+        return cls(tar, np.concatenate(starts), np.concatenate(ends), slides)
+
+    def are(self, starts: Int64[np.ndarray, " R"], ends: Int64[np.ndarray, " R"]) -> Bool[np.ndarray, " R"]:
+        """Whether [start, end) is a file, for each row."""
+        known, first = np.unique(self.starts, return_index=True)  # hard links begin where their targets do
+        places, are_known = _found(starts, known)
+        return are_known & (self.ends[first][places] == ends)
+
+    def name(self, file_index: int) -> str:
+        header = TarWalk(self.tar).header_of(int(self.starts[file_index]))
+        return printable(basename(header.path)) if header else f"file {file_index}"
+
+
+def _found(
+    values: Int64[np.ndarray, " V"], known: Int64[np.ndarray, " K"]
+) -> tuple[Int64[np.ndarray, " V"], Bool[np.ndarray, " V"]]:
+    """Where each value is in `known`, which is sorted, and whether it is there at all."""
+    places = np.searchsorted(known, values).clip(max=len(known) - 1)
+    return places, known[places] == values
+
+
+def _files_of(tar: Path) -> Iterator[tuple[list[str], np.ndarray, np.ndarray]]:
+    """Paths, first bytes and ends of all files, some at a time."""
+    walk = TarWalk(tar)
+    description, total = f"comparing with {printable(tar.name)}", walk.size_bytes / 1e6
+    members = progress(walk, description, total, unit="MB", done=lambda member: member.end_offset / 1e6)
+    try:
+        while batch := list(islice(members, 65_536)):
+            offsets = np.array([(member.start_offset, member.end_offset) for member in batch], np.int64)
+            yield [member.path for member in batch], offsets[:, 0], offsets[:, 1]
+    except UserError as error:
+        raise _BrokenTar(str(error)) from error
+
+
+def _repeated(cohort: str, starts: Int64[np.ndarray, " R"]) -> list[Check]:
+    """Rows that are the same bytes of the tar."""
+    num_repeated = len(starts) - len(np.unique(starts))
+    if not num_repeated:
+        return []
+    said = f"cohort {cohort}: {num_repeated:,} rows are the very bytes of another row (hard links, or listed twice)"
+    return [Check("rows", "warning", said)]
+
+
+def _misnumbered(
+    cohort: str, file_index: Int64[np.ndarray, " R"], starts: Int64[np.ndarray, " R"], files: _Files
+) -> list[Check]:
+    """File indices that count from 0, or all of them from 1 as old ones do, else name other files than the rows are."""
+    wrong = min(_count_wrong(file_index - first, starts, files) for first in (0, 1))
+    if not wrong:
+        return []
+    said = f"cohort {cohort}: the file index of {wrong:,} rows counts another file, so file_indices.npy misnames them"
+    return [Check("rows", "warning", said)]
+
+
+def _count_wrong(file_index: Int64[np.ndarray, " R"], starts: Int64[np.ndarray, " R"], files: _Files) -> int:
+    inside = (file_index >= 0) & (file_index < len(files.starts))
+    right = inside & (files.starts[np.where(inside, file_index, 0)] == starts)
+    return len(starts) - int(right.sum())

@@ -1,0 +1,97 @@
+"""Whether samples can be decoded, and which of them are the same bytes."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int64, Shaped
+
+from pathfm.data.datasets import Dataset
+from pathfm.data.decode import DecodeError, decode
+from pathfm.data.findings import Check, first_cases
+from pathfm.log import progress
+
+_DIGEST_BYTES = 16  # of blake2b: no two of 10^9 different samples will meet
+_ROWS_AHEAD = 1024  # read and waiting to be decoded
+
+# S samples that were read
+
+
+@dataclass(frozen=True)
+class ReadSamples:
+    """What reading some samples showed."""
+
+    rows: Int64[np.ndarray, " S"]
+    digests: Shaped[np.ndarray, " S"]  # of the encoded bytes
+    undecodable: dict[int, str]  # row -> reason
+
+
+def spread_rows(dataset: Dataset, number: int | None) -> Int64[np.ndarray, " S"]:
+    """`number` rows, evenly over the data set, or all of them (None)."""
+    if number is None or number >= len(dataset):
+        return np.arange(len(dataset))
+    return np.linspace(0, len(dataset) - 1, number).astype(np.int64)
+
+
+def read_samples(dataset: Dataset, rows: Int64[np.ndarray, " S"]) -> ReadSamples:
+    """Read, hash and decode samples, the latter on all cores. Memory grows by 24 bytes a sample."""
+    digests = np.empty(len(rows), f"V{_DIGEST_BYTES}")
+    undecodable: dict[int, str] = {}
+    results = progress(_hashed_and_decoded(dataset, rows), "decoding", total=len(rows), unit="samples")
+    for place, (digest, reason) in enumerate(results):
+        digests[place] = digest
+        if reason:
+            undecodable[int(rows[place])] = reason
+    return ReadSamples(rows, digests, undecodable)
+
+
+def _hashed_and_decoded(dataset: Dataset, rows: Int64[np.ndarray, " S"]) -> Iterator[tuple[bytes, str]]:
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        for begin in range(0, len(rows), _ROWS_AHEAD):
+            some = rows[begin : begin + _ROWS_AHEAD].tolist()
+            dataset.will_need(some)
+            yield from pool.map(_hash_and_decode, [dataset.read_bytes(row) for row in some])
+
+
+def _hash_and_decode(encoded: bytes) -> tuple[bytes, str]:
+    """The digest, and why the sample cannot be decoded (nothing when it can)."""
+    digest = hashlib.blake2b(encoded, digest_size=_DIGEST_BYTES).digest()
+    try:
+        decode(encoded)
+    except DecodeError as error:
+        return digest, str(error)
+    return digest, ""
+
+
+def check_decoding(dataset: Dataset, samples: ReadSamples) -> list[Check]:
+    """One check for each cohort with undecodable samples, or one that all is well."""
+    how_many = f"{len(samples.rows):,} of {len(dataset):,} samples read"
+    if not samples.undecodable:
+        return [Check("decoding", "ok", f"{how_many}, every one can be decoded")]
+    damaged: dict[str, list[int]] = {}
+    for row in samples.undecodable:
+        damaged.setdefault(dataset.cohort_of(row), []).append(row)
+    return [
+        Check(
+            "decoding",
+            "damage",
+            f"cohort {cohort}: {len(rows):,} samples cannot be decoded ({how_many})",
+            first_cases(f"{dataset.name_of(row)} (row {row}): {samples.undecodable[row]}" for row in rows),
+        )
+        for cohort, rows in damaged.items()
+    ]
+
+
+def check_duplicates(dataset: Dataset, samples: ReadSamples) -> Check:
+    """Samples that are byte for byte another sample, among those that were read."""
+    _, first, group_of, sizes = np.unique(samples.digests, return_index=True, return_inverse=True, return_counts=True)
+    num_repeats = len(samples.rows) - len(first)
+    if not num_repeats:
+        return Check("duplicates", "ok", f"none among the {len(samples.rows):,} samples read")
+    groups = (samples.rows[group_of == group].tolist() for group in np.flatnonzero(sizes > 1))
+    cases = first_cases(" = ".join(f"{dataset.name_of(row)} (row {row})" for row in group) for group in groups)
+    said = f"{num_repeats:,} of the {len(samples.rows):,} samples read are copies of another one"
+    return Check("duplicates", "warning", said, cases)

@@ -1,0 +1,44 @@
+"""Which slide a tile was cut from, as far as its file name tells."""
+
+import re
+from posixpath import basename, dirname, splitext
+
+from pathfm.data.entries import printable
+from pathfm.errors import UserError
+
+# A name that holds a digit, then up to two coordinates or numbers: slide_7_x512_y1024, TCGA-A1-DX1_12_34, slide_7-3.
+_TILE = re.compile(r"(.*?\d.*?)(?:[-_ ,(]+[xy]?=?\d+\)?){0,2}", re.IGNORECASE)
+_COORDINATES_ALONE = re.compile(r"(?:[xy]?=?\d+|[-_ ,()])+", re.IGNORECASE)
+
+
+class SlideNames:
+    """Slides by file name: what `pattern` finds in a member's path (its first group, if it has one).
+
+    Without a pattern a slide is the file's name without the two numbers or coordinates at its end, or the name of its
+    folder when nothing else is in the name.
+    """
+
+    def __init__(self, pattern: str | None = None) -> None:
+        try:
+            self._pattern = re.compile(pattern) if pattern else None
+        except re.error as error:
+            raise UserError(f"--slide '{pattern}' is no regular expression: {error}") from error
+        self.is_guess = pattern is None
+
+    def slide_of(self, path: str) -> str:
+        """The slide of a tile. Raises `UserError` when the pattern finds none."""
+        if self._pattern is None:
+            return _guessed(path)
+        found = self._pattern.search(path)
+        slide = found and (found.group(1) if self._pattern.groups else found.group())
+        if not slide:
+            raise UserError(f"--slide '{self._pattern.pattern}' finds no slide in '{printable(path)}'")
+        return slide
+
+
+def _guessed(path: str) -> str:
+    name = splitext(basename(path))[0]
+    if _COORDINATES_ALONE.fullmatch(name):
+        return basename(dirname(path)) or name
+    found = _TILE.fullmatch(name)
+    return found.group(1) if found else name

@@ -1,0 +1,92 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pathfm.__main__ import main
+from pathfm.data.findings import Check
+from pathfm.data.verify import Verification
+from pathfm.jobs.verify import report_text
+from tests.jobs.journeys import make_tiles
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return make_tiles(tmp_path_factory.mktemp("verify"), 12)
+
+
+def test_a_whole_data_set_ends_with_status_0_and_a_report_in_json(data, tmp_path, capsys):
+    assert main(["verify", f"Pathology:root={data}", "--output", str(tmp_path / "found.json")]) == 0
+    assert "all is well" in capsys.readouterr().out
+    assert json.loads((tmp_path / "found.json").read_text())["verdict"] == "ok"
+
+
+def test_damage_ends_with_status_1_and_its_cases_in_json(data, tmp_path, monkeypatch, capsys):
+    entries = np.load(data / "pretrain_entries.npy")
+    (tmp_path / "pretrain_dataset.tar").symlink_to(data / "pretrain_dataset.tar")
+    np.save(tmp_path / "pretrain_entries.npy", entries + np.array([0, 0, 8, 8], np.uint64))
+    monkeypatch.chdir(tmp_path)
+    text = f"Pathology:root={tmp_path}"
+    assert main(["verify", text, "--decode", "none"]) == 1
+    said = capsys.readouterr().out
+    assert "DAMAGE" in said
+    assert "no file of" in said
+    found = json.loads(Path("verify.json").read_text())
+    assert found["verdict"] == "damage"
+    assert [check["name"] for check in found["checks"][text]] == ["index"]
+
+
+def test_two_data_sets_that_are_one_are_leakage(data, tmp_path, capsys):
+    again = f"Pathology:root={data}:extra={data}"
+    assert main(["verify", f"Pathology:root={data}", again, "--output", str(tmp_path / "found.json")]) == 1
+    assert "12 of the 12 and 12 samples read are in both" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["Patology:root=/data"], "no data set is called 'Patology' (did you mean 'Pathology'?)"),
+        (["Pathology:root=/data", "--decode", "some"], "--decode takes a number of samples, all or none, not 'some'"),
+        (["Pathology:root=/data", "--slide", "("], "--slide '(' is no regular expression"),
+    ],
+)
+def test_a_mistyped_command_is_one_line_and_status_2(words, said, capsys):
+    assert main(["verify", *words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert said in line
+
+
+def test_what_is_not_well_stands_out_with_its_first_cases():
+    cases = tuple(f"{letter}.png (row {row}): it is empty" for row, letter in enumerate("abcd"))
+    verification = Verification(
+        {
+            "KNN:root=/data:split=query": [
+                Check("offsets", "ok", "1,204 rows in 1 tar, each the bytes of a file"),
+                Check("decoding", "damage", "cohort downstream: 4 samples cannot be decoded", cases),
+            ]
+        }
+    )
+    assert report_text(verification) == (
+        "KNN:root=/data:split=query\n"
+        "  check     verdict  what was found\n"
+        "  offsets   ok       1,204 rows in 1 tar, each the bytes of a file\n"
+        "  decoding  DAMAGE   cohort downstream: 4 samples cannot be decoded\n"
+        "                       a.png (row 0): it is empty\n"
+        "                       b.png (row 1): it is empty\n"
+        "                       c.png (row 2): it is empty\n"
+        "\n"
+        "DAMAGED"
+    )
+
+
+def test_data_are_verified_without_torch(data, tmp_path):
+    code = (
+        "import sys; from pathfm.__main__ import main; "
+        f"main(['verify', 'Pathology:root={data}', '--output', '{tmp_path / 'found.json'}']); "
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0
