@@ -191,19 +191,45 @@ def state_file(run: Path) -> Path:
     return run / "checkpoints" / f"step_{STEPS:08d}" / "state.safetensors"
 
 
-def test_a_broken_tile_is_passed_over_by_name_and_counted(recipe, data, place):
-    broken = place / "broken_tile"
-    shutil.copytree(data, broken)
-    damage_a_tile(broken, b"tile_007.png")
-    done = train(recipe, broken, place / "quarantine")
+@pytest.fixture(scope="module")
+def broken(data, place) -> Path:
+    """The tiles, of which one cannot be decoded."""
+    shutil.copytree(data, place / "broken_tile")
+    damage_a_tile(place / "broken_tile", b"tile_007.png")
+    return place / "broken_tile"
+
+
+@pytest.fixture(scope="module")
+def lenient(recipe, broken, place) -> Path:
+    """A run on them to its end."""
+    done = train(recipe, broken, place / "lenient")
     assert done.returncode == 0, done.stderr
-    (line,) = [json.loads(line) for line in (place / "quarantine" / "quarantine.jsonl").read_text().splitlines()]
-    assert line["file"] == "tile_007.png"
+    return place / "lenient"
+
+
+def test_a_broken_tile_is_passed_over_by_name_and_counted(lenient):
+    (line,) = [json.loads(line) for line in (lenient / "quarantine.jsonl").read_text().splitlines()]
+    assert (line["cohort"], line["file"]) == ("pretrain", "tile_007.png")
     assert line["reason"]
-    assert metrics(place / "quarantine")[-1]["samples_skipped"] >= 3  # 16 steps of 8 see each of 40 tiles 3 times
-    strict = train(recipe, broken, place / "strict", "data.corrupt_samples=raise")
+    assert metrics(lenient)[-1]["samples_skipped"] >= 3  # 16 steps of 8 see each of 40 tiles 3 times
+
+
+def test_a_run_that_a_broken_tile_stopped_goes_on_with_another_policy(recipe, broken, lenient, place):
+    run = place / "strict"
+    strict = train(recipe, broken, run, "data.corrupt_samples=raise")
     assert strict.returncode == 2
-    assert "tile_007.png" in strict.stderr.strip().splitlines()[-1]
+    *_, header, row, where, error = strict.stderr.strip().splitlines()
+    assert header.split() == ["cohort", "undecodable", "most", "often", "because", "files"]
+    assert row.split()[:2] == ["pretrain", "1"]
+    assert row.endswith("  tile_007.png")
+    assert where.endswith("quarantine.jsonl")
+    assert error.startswith("error: 1 of the ")
+    ended = json.loads((run / "exit.json").read_text())
+    assert ended["verdict"] == "failed"
+    assert "tile_007.png" in ended["reason"]
+    assert newest_checkpoint(run) == ended["step"] > 0
+    assert train(recipe, broken, run).returncode == 0
+    assert_same_run(lenient, run, STEPS)
 
 
 def damage_a_tile(root: Path, name: bytes) -> None:
@@ -317,7 +343,7 @@ def test_what_is_missing_or_impossible_is_one_line(recipe, data, place, capsys):
     run = ("--config-file", str(recipe), "--output-dir", str(place / "never"))
     assert "train.dataset_path" in refusal(capsys, *run)
     assert "/nowhere" in refusal(capsys, *run, "train.dataset_path=Pathology:root=/nowhere")
-    assert "larger than the data set of 40" in refusal(
+    assert "larger than an epoch of 40" in refusal(
         capsys, *run, f"train.dataset_path=Pathology:root={data}", "train.batch_size_per_gpu=64"
     )
     assert "the nearest known key is 'optim.epochs'" in refusal(capsys, *run, "optim.epoch=3")
