@@ -4,7 +4,7 @@ B samples of this rank's batch   G global crops per sample   V local crops per s
 M masked patches of the batch. Crops are view-major: crop v of sample b is row v * B + b.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -29,8 +29,22 @@ class Skipped:
 
 
 @dataclass(frozen=True)
+class Uncropped:
+    """Decoded images and what is to happen to them: crops that are still to be made, on the device."""
+
+    images: UInt8[Tensor, "B H W 3"]  # filled up at the bottom and on the right to the largest
+    plans: Mapping[str, Tensor]  # [B, C, ...] the fields of `augment.draw.CropPlans`
+
+    def with_every_tensor(self, change: Callable[[Tensor], Tensor]) -> "Uncropped":
+        return Uncropped(change(self.images), {name: change(numbers) for name, numbers in self.plans.items()})
+
+
+@dataclass(frozen=True)
 class Batch:
-    """One rank's share of a global batch. Crops are uint8 as they leave the loader, float after `normalised`."""
+    """One rank's share of a global batch. Crops are uint8 as they leave the loader, float after `normalised`.
+
+    Where crops are made on the device, there are none yet when the batch leaves the loader, but `uncropped`.
+    """
 
     global_crops: UInt8[Tensor, "GB 3 H W"] | Float[Tensor, "GB 3 H W"]
     local_crops: UInt8[Tensor, "VB 3 h w"] | Float[Tensor, "VB 3 h w"]
@@ -40,6 +54,7 @@ class Batch:
     positions: Int[Tensor, " B"]  # global positions in the sample order
     samples: Int[Tensor, " B"]  # rows of the data set that were read
     skipped: tuple[Skipped, ...] = ()
+    uncropped: Uncropped | None = None
 
     @property
     def num_samples(self) -> int:
@@ -65,7 +80,8 @@ class Batch:
 
     def _with_every_tensor(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         changed: dict[str, Any] = {name: change(v) for name, v in vars(self).items() if isinstance(v, Tensor)}
-        return replace(self, **changed)
+        uncropped = self.uncropped and self.uncropped.with_every_tensor(change)
+        return replace(self, **changed, uncropped=uncropped)
 
     def normalised(self, dtype: torch.dtype = torch.float32) -> "Batch":
         """Crops as float, ImageNet mean and standard deviation; float crops pass unchanged but for the dtype."""

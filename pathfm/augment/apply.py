@@ -14,22 +14,22 @@ from jaxtyping import Float32, Float64, UInt8
 
 from pathfm.augment.draw import BRIGHTNESS, CONTRAST, HUE, NOT_SOLARISED, SATURATION, UNCHANGED_FACTORS, CropPlan
 
-_LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601: the weights of red, green and blue in grey
+LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601: the weights of red, green and blue in grey
 
 # Affine colour maps, [3, 4]: matrix @ (red, green, blue) + last column.
 _IDENTITY = np.eye(3, 4)
-_TO_GREY = np.column_stack([np.tile(_LUMA, (3, 1)), np.zeros(3)])
+_TO_GREY = np.column_stack([np.tile(LUMA, (3, 1)), np.zeros(3)])
 _ONE_LEVEL = np.tile([0.0, 0.0, 0.0, 1.0], (3, 1))  # adds 1 to every channel
 
 _BLUR_REACH = 4  # pixels to each side: a kernel of 9, DINOv2's
-_BLUR_OFFSETS = np.arange(-_BLUR_REACH, _BLUR_REACH + 1)
+BLUR_OFFSETS = np.arange(-_BLUR_REACH, _BLUR_REACH + 1)
 _LEAST_WEIGHT = 1e-4  # of a kernel's outermost pixel: 255 times less is a fortieth of a grey level
 
 # Optical density (red, green, blue) of one unit of haematoxylin, eosin and a residual stain (DAB).
 # Ruifrok and Johnston, Analytical and Quantitative Cytology and Histology 23 (2001).
 _STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
-_DENSITY_OF_STAINS = _STAINS.T  # columns are stains
-_STAINS_OF_DENSITY = np.linalg.inv(_DENSITY_OF_STAINS)
+DENSITY_OF_STAINS = _STAINS.T  # columns are stains
+STAINS_OF_DENSITY = np.linalg.inv(DENSITY_OF_STAINS)
 
 _FLIP_CODE = {(True, False): 1, (False, True): 0, (True, True): -1}  # (left-right, top-bottom): OpenCV's number for it
 _ROTATE_CODE = {1: cv2.ROTATE_90_COUNTERCLOCKWISE, 2: cv2.ROTATE_180, 3: cv2.ROTATE_90_CLOCKWISE}
@@ -72,8 +72,8 @@ def jitter_stain(
     """
     if list(factor) == [1, 1, 1] and list(shift) == [0, 0, 0]:
         return crop
-    matrix = _DENSITY_OF_STAINS @ np.diag(factor) @ _STAINS_OF_DENSITY
-    offset = -np.log(10) * (_DENSITY_OF_STAINS @ shift)
+    matrix = DENSITY_OF_STAINS @ np.diag(factor) @ STAINS_OF_DENSITY
+    offset = -np.log(10) * (DENSITY_OF_STAINS @ shift)
     minus_density = cv2.transform(cv2.LUT(crop, _MINUS_DENSITY), np.column_stack([matrix, offset]))
     return cv2.convertScaleAbs(cv2.exp(minus_density), alpha=255)
 
@@ -128,7 +128,7 @@ def _affine_jitter(crop: UInt8[np.ndarray, "S S 3"], operation: int, factor: flo
     if operation == BRIGHTNESS:
         return factor * _IDENTITY
     if operation == CONTRAST:
-        mean_grey = float(_LUMA @ cv2.mean(crop)[:3])
+        mean_grey = float(LUMA @ cv2.mean(crop)[:3])
         return factor * _IDENTITY + (1 - factor) * mean_grey * _ONE_LEVEL
     assert operation == SATURATION, operation
     return factor * _IDENTITY + (1 - factor) * _TO_GREY
@@ -144,7 +144,7 @@ def _turn_hue(crop: UInt8[np.ndarray, "S S 3"], turns: float) -> UInt8[np.ndarra
 
 def _gaussian(sigma: float) -> Float32[np.ndarray, " taps"]:
     """Weights of a Gaussian kernel of at most 9 pixels, without the outermost ones that could change nothing."""
-    weights = np.exp(-0.5 * (_BLUR_OFFSETS / sigma) ** 2)
+    weights = np.exp(-0.5 * (BLUR_OFFSETS / sigma) ** 2)
     weights /= weights.sum()
     weights = weights[weights > _LEAST_WEIGHT]
     return (weights / weights.sum()).astype(np.float32)

@@ -17,7 +17,7 @@ from pathfm.augment.apply import apply_plan
 from pathfm.augment.config import NUM_GLOBAL_CROPS, AugmentConfig, CropsConfig, patches_per_side, resolve
 from pathfm.augment.draw import CropPlans, draw_crops
 from pathfm.augment.masks import MaskPlan, draw_masks
-from pathfm.batch import Batch
+from pathfm.batch import Batch, Uncropped
 from pathfm.errors import UserError
 
 
@@ -52,8 +52,12 @@ class Assemble:
         patch_size: int,
         seed: int,
         global_batch_size: int,
+        crops_on_device: bool = False,
     ) -> None:
-        """Raises `UserError` when a crop's size is no multiple of the patch size or the masks' grid is another."""
+        """With `crops_on_device` batches hold images and plans, of which `crop_on_device` makes the crops.
+
+        Raises `UserError` when a crop's size is no multiple of the patch size or the masks' grid is another.
+        """
         patches_per_side(crops.local_crops_size, patch_size, "crops.local_crops_size")
         side = patches_per_side(crops.global_crops_size, patch_size, "crops.global_crops_size")
         if (masks.height, masks.width) != (side, side):
@@ -66,12 +70,16 @@ class Assemble:
         self._masks = masks
         self._seed = seed
         self._global_batch_size = global_batch_size
+        self._crops_on_device = crops_on_device
 
     def __call__(self, samples: Sequence[Sample], step: int) -> Batch:
         """The batch of these samples, whose positions must lie within the global batch of `step`."""
-        global_crops, local_crops = self._crops_of(samples)
         positions = [sample.position for sample in samples]
+        images = [sample.image for sample in samples]
+        sizes = [image.shape[:2] for image in images]
+        plans = draw_crops(self._augmentation, self._crops, sizes, self._seed, positions)
         masks = torch.from_numpy(draw_masks(self._masks, self._seed, step, positions, self._global_batch_size))
+        global_crops, local_crops = self._crops_of([] if self._crops_on_device else images, plans)
         return Batch(
             global_crops=global_crops,
             local_crops=local_crops,
@@ -80,23 +88,29 @@ class Assemble:
             mask_weights=mask_weights(masks),
             positions=torch.tensor(positions, dtype=torch.int64),
             samples=torch.tensor([sample.sample for sample in samples], dtype=torch.int64),
+            uncropped=uncropped(images, plans) if self._crops_on_device else None,
         )
 
-    def _crops_of(self, samples: Sequence[Sample]) -> tuple[UInt8[Tensor, "GB 3 H W"], UInt8[Tensor, "VB 3 h w"]]:
-        global_crops = _room_for(NUM_GLOBAL_CROPS, len(samples), self._crops.global_crops_size)
-        local_crops = _room_for(self._crops.local_crops_number, len(samples), self._crops.local_crops_size)
+    def _crops_of(
+        self, images: Sequence[UInt8[np.ndarray, "H W 3"]], plans: CropPlans
+    ) -> tuple[UInt8[Tensor, "GB 3 H W"], UInt8[Tensor, "VB 3 h w"]]:
+        global_crops = _room_for(NUM_GLOBAL_CROPS, len(images), self._crops.global_crops_size)
+        local_crops = _room_for(self._crops.local_crops_number, len(images), self._crops.local_crops_size)
         rooms = [*global_crops.numpy(), *local_crops.numpy()]  # of each view
-        plans = self._plans_of(samples)
-        for b, sample in enumerate(samples):
-            image = np.require(sample.image, requirements="W")
+        for b, image in enumerate(images):
+            image = np.require(image, requirements="W")  # torch warns about read-only memory, as Pillow's is
             for plan, room in zip(plans.of_sample(b), rooms, strict=True):
                 cv2.split(apply_plan(plan, image), list(room[b]))  # writes the three planes where they belong
         return global_crops.flatten(0, 1), local_crops.flatten(0, 1)
 
-    def _plans_of(self, samples: Sequence[Sample]) -> CropPlans:
-        sizes = [sample.image.shape[:2] for sample in samples]
-        positions = [sample.position for sample in samples]
-        return draw_crops(self._augmentation, self._crops, sizes, self._seed, positions)
+
+def uncropped(images: Sequence[UInt8[np.ndarray, "H W 3"]], plans: CropPlans) -> Uncropped:
+    """Images of any sizes in one tensor, and their plans as tensors."""
+    height, width, channels = np.max([image.shape for image in images], axis=0)
+    together = np.zeros((len(images), height, width, channels), dtype=np.uint8)
+    for image, room in zip(images, together, strict=True):
+        room[: image.shape[0], : image.shape[1]] = image
+    return Uncropped(torch.from_numpy(together), {name: torch.from_numpy(v) for name, v in vars(plans).items()})
 
 
 def mask_weights(masks: Bool[Tensor, "GB L"]) -> Float[Tensor, " M"]:
