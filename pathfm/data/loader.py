@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from pathfm.batch import Batch, Skipped
 from pathfm.data.config import MAX_PIXELS
 from pathfm.data.decode import DecodeError, decode
-from pathfm.data.order import BatchPlan, SampleOrder
+from pathfm.data.order import BatchPlan, Order
 from pathfm.errors import UserError, listed
 
 _SHIELDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
@@ -61,7 +61,7 @@ Assemble = Callable[[list[Sample], int], Batch]  # samples of one rank's batch, 
 
 def load_batches(
     dataset: ImageDataset,
-    order: SampleOrder,
+    order: Order,
     plan: BatchPlan,
     assemble: Assemble,
     *,
@@ -95,7 +95,7 @@ class _RankBatches(Dataset[Batch | UserError]):
     """Step -> this rank's batch. A user's mistake is handed over as a value: torch would wrap it in a traceback."""
 
     dataset: ImageDataset
-    order: SampleOrder
+    order: Order
     plan: BatchPlan
     assemble: Assemble
     max_neighbours: int

@@ -4,9 +4,9 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pathfm.data.datasets import open_dataset
 from pathfm.data.strings import parse_dataset_string
 from pathfm.errors import UserError
+from pathfm.jobs.training_set import open_training_set, order_of
 from pathfm.launch.container import host_path
 from pathfm.launch.profile import Container
 from pathfm.recipe import Recipe
@@ -24,9 +24,10 @@ def problems_of_run(recipe: Recipe, run_dir: Path, ranks: int, container: Contai
         yield "no data set is given; add train.dataset_path=Pathology:root=FOLDER"
         return
     try:
-        num_samples = len(open_dataset(_on_host(recipe.train.dataset_path, container or Container())))
+        text = _on_host(recipe.train.dataset_path, container or Container())
+        order = order_of(recipe.train, open_training_set(text, recipe.method))
         if not (run_dir / "recipe.yaml").exists():  # a run that goes on keeps the batch of its first start
-            plan_training(recipe.train, recipe.optim, recipe.teacher, recipe.dino, ranks, num_samples)
+            plan_training(recipe.train, recipe.optim, recipe.teacher, recipe.dino, ranks, order.epoch_size)
     except UserError as error:
         yield str(error)
 

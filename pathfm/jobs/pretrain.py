@@ -9,7 +9,6 @@ import torch
 
 from pathfm.checkpoint.store import Store
 from pathfm.data.config import CorruptPolicy
-from pathfm.data.datasets import open_dataset
 from pathfm.dist.collect import agree_any, gather_rows, sum_over_ranks
 from pathfm.dist.env import Ranks, ranks_from_environment
 from pathfm.dist.groups import demand_same_numbers, device_of, start_process_group
@@ -26,6 +25,7 @@ from pathfm.jobs.run_reports import (
 )
 from pathfm.jobs.run_start import begin_segment, check_data, claim_run, resume, settle_recipe
 from pathfm.jobs.training_data import TrainingData
+from pathfm.jobs.training_set import open_training_set, order_of
 from pathfm.lifecycle.run import EXIT_INTERRUPTED, Run
 from pathfm.lifecycle.signals import noted
 from pathfm.log import get_logger, start_logging
@@ -69,10 +69,11 @@ def pretrain(recipe: Recipe, run: Run, ranks: Ranks, device: torch.device) -> in
     """Train the run to its end, or until it is told to leave. Returns the exit status, the same on every rank."""
     if not recipe.train.dataset_path:
         raise UserError("no data set is given; add train.dataset_path=Pathology:root=FOLDER")
-    dataset = open_dataset(recipe.train.dataset_path)
+    dataset = open_training_set(recipe.train.dataset_path, recipe.method)
     recipe = settle_recipe(recipe, run, ranks)
     check_data(dataset, run)
-    plan = plan_training(recipe.train, recipe.optim, recipe.teacher, recipe.dino, ranks.world_size, len(dataset))
+    epoch_size = order_of(recipe.train, dataset).epoch_size
+    plan = plan_training(recipe.train, recipe.optim, recipe.teacher, recipe.dino, ranks.world_size, epoch_size)
     if run.is_done(plan.total_steps):
         if ranks.is_first:
             print(f"run {run.name} is finished ({plan.total_steps:,} steps); nothing to do\n{where_everything_is(run)}")

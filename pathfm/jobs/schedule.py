@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = ArgumentParser("pathfm schedule", description="Print and draw all schedules of a run.")
     parser.add_argument("config", help="a recipe's name in configs/, or a path")
     parser.add_argument("--gpus", type=int, default=1, metavar="N", help="ranks of the run (the batch is per GPU)")
-    parser.add_argument("--samples", type=int, metavar="N", help="size of the data set, when it is not at hand")
+    parser.add_argument("--samples", type=int, metavar="N", help="samples in an epoch, when the data are not at hand")
     parser.add_argument("--output", type=Path, help="the picture (default: schedule_NAME.png)")
     arguments = parse_with_overrides(parser, argv)
     path = find_config(arguments.config, CONFIGS)

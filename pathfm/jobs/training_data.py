@@ -9,8 +9,9 @@ from pathfm.augment.masks import MaskPlan
 from pathfm.batch import Batch
 from pathfm.data.datasets import Dataset
 from pathfm.data.loader import load_batches
-from pathfm.data.order import BatchPlan, SampleOrder
+from pathfm.data.order import BatchPlan
 from pathfm.dist.env import Ranks
+from pathfm.jobs.training_set import order_of
 from pathfm.recipe import Recipe
 from pathfm.training.plan import TrainingPlan
 
@@ -20,7 +21,7 @@ class TrainingData:
 
     def __init__(self, recipe: Recipe, plan: TrainingPlan, dataset: Dataset, device: torch.device) -> None:
         self.recipe, self.plan, self.dataset, self.device = recipe, plan, dataset, device
-        self.order = SampleOrder(len(dataset), recipe.train.seed)
+        self.order = order_of(recipe.train, dataset)
         grid = recipe.crops.global_crops_size // recipe.student.patch_size
         masks = MaskPlan(grid, grid, recipe.ibot.mask_sample_probability, *recipe.ibot.mask_ratio_min_max)
         patch, seed, batch = recipe.student.patch_size, recipe.train.seed, plan.global_batch_size

@@ -7,6 +7,7 @@ from pydantic import Field
 from pathfm.config import Section
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Weight = Annotated[float, Field(ge=0.0)]
 
 
 class TrainConfig(Section):
@@ -16,7 +17,9 @@ class TrainConfig(Section):
     output_dir: str = ""  # the run directory; empty: runs/NAME
     batch_size_per_gpu: int = Field(64, ge=1)  # DINOv2 ssl_default_config
     global_batch_size: int | None = Field(None, ge=1)  # None: batch_size_per_gpu x ranks, fixed at the first start
-    epoch_length: int | None = Field(None, ge=1)  # steps; None: samples // global batch
+    epoch_length: int | None = Field(None, ge=1)  # steps; None: samples of an epoch // global batch
+    cohorts: dict[str, Weight] = Field(default_factory=dict)  # how often an epoch has each sample of a cohort (1)
+    cohort_cap: int | None = Field(None, ge=1)  # samples that a cohort gives to an epoch at most
     seed: int = Field(0, ge=0)
     centering: Literal["centering", "sinkhorn_knopp"] = "centering"
     precision: Literal["fp32", "bf16"] = "bf16"  # of the forward and backward pass; weights and losses stay fp32

@@ -31,20 +31,22 @@ def plan_training(
     teacher: TeacherConfig,
     dino: DinoConfig,
     world_size: int,
-    num_samples: int | None,
+    epoch_size: int | None,
 ) -> TrainingPlan:
-    """Raises `UserError` when the batch is larger than the data set or cannot be shared by the ranks, and when neither
-    the data set nor the recipe gives the epoch length.
+    """`epoch_size`: samples in an epoch, where the data set is at hand.
+
+    Raises `UserError` when the batch is larger than an epoch or cannot be shared by the ranks, and when neither the
+    data set nor the recipe gives the epoch length.
     """
     batch = global_batch_size(train, world_size)
     if batch % world_size:
         raise UserError(f"a global batch of {batch} cannot be shared equally by {world_size} ranks")
-    if num_samples is not None and batch > num_samples:
+    if epoch_size is not None and batch > epoch_size:
         raise UserError(
-            f"the global batch of {batch} is larger than the data set of {num_samples} samples; "
-            f"set {_batch_key(train)} to {_largest_batch(train, num_samples, world_size)} or less"
+            f"the global batch of {batch} is larger than an epoch of {epoch_size} samples; "
+            f"set {_batch_key(train)} to {_largest_batch(train, epoch_size, world_size)} or less"
         )
-    epoch_length = train.epoch_length or (num_samples // batch if num_samples else None)
+    epoch_length = train.epoch_length or (epoch_size // batch if epoch_size else None)
     if epoch_length is None:
         raise UserError("the length of an epoch is unknown: name a data set (train.dataset_path) or train.epoch_length")
     total_steps = optim.total_steps or max(1, round(optim.epochs * epoch_length))
@@ -69,8 +71,8 @@ def _batch_key(train: TrainConfig) -> str:
     return "train.global_batch_size" if train.global_batch_size else "train.batch_size_per_gpu"
 
 
-def _largest_batch(train: TrainConfig, num_samples: int, world_size: int) -> int:
-    per_rank = max(1, num_samples // world_size)
+def _largest_batch(train: TrainConfig, epoch_size: int, world_size: int) -> int:
+    per_rank = max(1, epoch_size // world_size)
     return per_rank * world_size if train.global_batch_size else per_rank
 
 

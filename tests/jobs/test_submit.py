@@ -140,7 +140,7 @@ def test_a_mistake_is_one_line_even_in_a_dry_run(arguments: list[str], message: 
     [
         ([], "no data set is given"),
         (["train.dataset_path=Pathology:root=/nowhere"], "/nowhere"),
-        (["train.dataset_path=Pathology:root={data}", "train.batch_size_per_gpu=64"], "larger than the data set of 8"),
+        (["train.dataset_path=Pathology:root={data}", "train.batch_size_per_gpu=64"], "larger than an epoch of 8"),
     ],
 )
 def test_what_would_stop_the_run_stops_the_submission(
