@@ -71,6 +71,11 @@ class Dataset:
         """The same for the same index, wherever it lies."""
         return self._reader.fingerprint()
 
+    @property
+    def index_command(self) -> str:
+        """What to type to make the index again."""
+        return self._reader.remake
+
 
 class Pathology(Dataset):
     """Unlabelled images: `root/pretrain_dataset.tar` through `extra/pretrain_entries[_{subset}].npy`."""

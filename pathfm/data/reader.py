@@ -56,7 +56,7 @@ class Reader:
         """`tars`, by cohort in the order of their index; `described`, what the side-car knows of them; `remake`, the
         command that makes the index.
         """
-        self._entries_path, self._row_type, self._remake = entries_path, row_type, remake
+        self._entries_path, self._row_type, self.remake = entries_path, row_type, remake
         self._open_tars: OrderedDict[Path, _OpenTar] = OrderedDict()
         self._entries: np.ndarray | None = open_entries(entries_path, row_type)
         self._num_samples = len(self._entries)
@@ -148,14 +148,14 @@ class Reader:
             return self._open_tars[tar]
         opened = _OpenTar(tar)
         if opened.size_bytes != self._tar_sizes_bytes[tar]:
-            raise UserError(f"{tar} changed since this data set was opened; make the index again: {self._remake}")
+            raise UserError(f"{tar} changed since this data set was opened; make the index again: {self.remake}")
         self._open_tars[tar] = opened
         if len(self._open_tars) > _MAX_OPEN_TARS:
             self._open_tars.popitem(last=False)
         return opened
 
     def _explained(self, misfit: Misfit) -> UserError:
-        return UserError(f"{self._entries_path} {misfit}; make the index again: {self._remake}")
+        return UserError(f"{self._entries_path} {misfit}; make the index again: {self.remake}")
 
 
 class _OpenTar:
