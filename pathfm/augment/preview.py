@@ -4,15 +4,12 @@ import math
 
 import numpy as np
 from jaxtyping import Bool, UInt8
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch import Tensor
 
 from pathfm.batch import Batch
+from pathfm.sheets import captioned, in_columns, stacked
 
-_GAP = 6  # pixels between crops
-_GROUP_GAP = 18  # between global crops, masked crops and local crops
-_CAPTION_HEIGHT = 18
-_PAPER, _INK = (228, 228, 228), (70, 70, 70)  # not white, which is what an empty slide looks like
 _VEIL, _VEIL_OPACITY = np.array([0, 128, 136]), 0.85  # a teal that neither tissue nor a solarised crop has
 
 
@@ -22,13 +19,7 @@ def crops_picture(batch: Batch, patch_size: int, num_samples: int = 8) -> Image.
     `batch` holds uint8 crops on the CPU, as `Assemble` makes them; `patch_size` is in pixels.
     """
     rows = [_sample_row(batch, patch_size, sample) for sample in range(min(num_samples, batch.num_samples))]
-    width = max(row.width for row in rows)
-    picture = Image.new("RGB", (width + 2 * _GAP, sum(row.height + _GAP for row in rows) + _GAP), _PAPER)
-    top = _GAP
-    for row in rows:
-        picture.paste(row, (_GAP, top))
-        top += row.height + _GAP
-    return picture
+    return stacked(rows)
 
 
 def _sample_row(batch: Batch, patch_size: int, sample: int) -> Image.Image:
@@ -43,7 +34,7 @@ def _sample_row(batch: Batch, patch_size: int, sample: int) -> Image.Image:
     ]
     if local_crops:
         groups.append((f"{len(local_crops)} local crops", _in_two_rows(local_crops)))
-    return _captioned(groups)
+    return captioned(groups)
 
 
 def _crops_of(crops: UInt8[Tensor, "rows 3 H W"], batch: Batch, sample: int) -> list[UInt8[np.ndarray, "H W 3"]]:
@@ -68,23 +59,4 @@ def _in_two_rows(crops: list[UInt8[np.ndarray, "H W 3"]]) -> Image.Image:
 
 
 def _in_columns(crops: list[UInt8[np.ndarray, "H W 3"]], columns: int) -> Image.Image:
-    height, width = crops[0].shape[:2]
-    rows = math.ceil(len(crops) / columns)
-    sheet = Image.new("RGB", (columns * (width + _GAP) - _GAP, rows * (height + _GAP) - _GAP), _PAPER)
-    for index, crop in enumerate(crops):
-        sheet.paste(Image.fromarray(crop), (index % columns * (width + _GAP), index // columns * (height + _GAP)))
-    return sheet
-
-
-def _captioned(groups: list[tuple[str, Image.Image]]) -> Image.Image:
-    """Groups side by side, each under its caption."""
-    font = ImageFont.load_default(12)
-    width = sum(sheet.width for _, sheet in groups) + _GROUP_GAP * (len(groups) - 1)
-    row = Image.new("RGB", (width, _CAPTION_HEIGHT + max(sheet.height for _, sheet in groups)), _PAPER)
-    pen = ImageDraw.Draw(row)
-    left = 0
-    for caption, sheet in groups:
-        pen.text((left, 2), caption, fill=_INK, font=font)
-        row.paste(sheet, (left, _CAPTION_HEIGHT))
-        left += sheet.width + _GROUP_GAP
-    return row
+    return in_columns([Image.fromarray(crop) for crop in crops], columns)
