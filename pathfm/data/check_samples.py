@@ -29,13 +29,6 @@ class ReadSamples:
     undecodable: dict[int, str]  # row -> reason
 
 
-def spread_rows(dataset: Dataset, number: int | None) -> Int64[np.ndarray, " S"]:
-    """`number` rows, evenly over the data set, or all of them (None)."""
-    if number is None or number >= len(dataset):
-        return np.arange(len(dataset))
-    return np.linspace(0, len(dataset) - 1, number).astype(np.int64)
-
-
 def read_samples(dataset: Dataset, rows: Int64[np.ndarray, " S"]) -> ReadSamples:
     """Read, hash and decode samples, the latter on all cores. Memory grows by 24 bytes a sample."""
     digests = np.empty(len(rows), f"V{_DIGEST_BYTES}")

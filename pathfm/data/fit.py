@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Int64
 
 from pathfm.data.cohorts import FULL_CHECK_ROWS, Cohort, Misfit, is_concatenated, unsorted
 from pathfm.data.entries import CohortTar, SideCar
@@ -27,7 +28,7 @@ def demand_fit(
     filled = [cohort for cohort in cohorts if cohort.rows]
     for cohort in filled:
         _demand_within(entries, cohort)
-    checked = [filled[place] for place in _spread(len(filled), _MAX_SPOT_CHECKS)]
+    checked = [filled[place] for place in spread(len(filled), _MAX_SPOT_CHECKS)]
     for cohort in checked:
         _demand_headers(entries, cohort, min(_MAX_SPOT_CHECKS_PER_TAR, _MAX_SPOT_CHECKS // len(checked)))
 
@@ -61,7 +62,7 @@ def _demand_within(entries: np.ndarray, cohort: Cohort) -> None:
 def _demand_headers(entries: np.ndarray, cohort: Cohort, num_checks: int) -> None:
     """Before the data of some rows there is a tar header that gives their size."""
     tar = TarWalk(cohort.tar)
-    for row in (cohort.rows[place] for place in _spread(len(cohort.rows), num_checks)):
+    for row in (cohort.rows[place] for place in spread(len(cohort.rows), num_checks)):
         if is_concatenated(entries) and entries["cohort_index"][row] != entries["cohort_index"][cohort.rows[0]]:
             raise unsorted(entries, row)
         start, end = int(entries["start_offset"][row]), int(entries["end_offset"][row])
@@ -73,7 +74,6 @@ def _demand_headers(entries: np.ndarray, cohort: Cohort, num_checks: int) -> Non
             )
 
 
-def _spread(length: int, at_most: int) -> list[int]:
+def spread(length: int, at_most: int) -> Int64[np.ndarray, " places"]:
     """Up to `at_most` places of `length`, evenly, the first and the last among them."""
-    places: list[int] = np.linspace(0, length - 1, min(length, at_most)).astype(int).tolist()
-    return places
+    return np.linspace(0, length - 1, min(length, at_most)).astype(np.int64)

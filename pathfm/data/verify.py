@@ -7,10 +7,11 @@ from itertools import combinations
 import numpy as np
 
 from pathfm.data.check_rows import check_rows
-from pathfm.data.check_samples import ReadSamples, check_decoding, check_duplicates, read_samples, spread_rows
+from pathfm.data.check_samples import ReadSamples, check_decoding, check_duplicates, read_samples
 from pathfm.data.check_splits import check_shared_bytes, check_slides
 from pathfm.data.datasets import Dataset, open_dataset
 from pathfm.data.findings import Check, Verdict, worst
+from pathfm.data.fit import spread
 from pathfm.data.labels import class_counts
 from pathfm.data.slides import SlideNames
 from pathfm.errors import UserError
@@ -63,7 +64,8 @@ def _verify(
     dataset: Dataset, warnings: Sequence[str], num_decoded: int | None, slide_names: SlideNames | None
 ) -> _Verified:
     rows = check_rows(dataset, slide_names)
-    samples = read_samples(dataset, np.setdiff1d(spread_rows(dataset, num_decoded), rows.misplaced))
+    to_read = spread(len(dataset), len(dataset) if num_decoded is None else num_decoded)
+    samples = read_samples(dataset, np.setdiff1d(to_read, rows.misplaced))
     checks = [Check("index", "warning", warning) for warning in warnings]
     checks += rows.checks
     if len(samples.rows):
