@@ -11,6 +11,7 @@ VERBS = {
     "index": "a tar -> entries.npy (the ancestors' infer_entries)",
     "concat": "the indices of cohorts -> one (the ancestors' concat_entries)",
     "verify": "check data sets: index against tar, samples, duplicates, splits",
+    "data": "show what is in a data set: tables and a contact sheet",
     "config": "print the resolved recipe",
     "schedule": "print and draw all schedules of a recipe",
     "train": "train on this machine (the ancestors' -m pathfm.train)",
