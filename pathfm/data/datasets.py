@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from pathfm.data.entries import IndexFiles, open_entries, read_class_ids
+from pathfm.data.folder_reader import REGION_SUFFIX, FolderReader
 from pathfm.data.reader import Reader, open_cohorts, open_tar
 from pathfm.data.strings import parse_dataset_string
 from pathfm.errors import UserError, listed
@@ -20,7 +21,7 @@ class Dataset:
     It can be pickled and forked; a process opens the files when it first reads.
     """
 
-    def __init__(self, reader: Reader) -> None:
+    def __init__(self, reader: Reader | FolderReader) -> None:
         self._reader = reader
         self.cohorts: Mapping[str, range] = {cohort.name: cohort.rows for cohort in reader.cohorts}
 
@@ -129,6 +130,18 @@ class KNN(Dataset):
         return classes.astype(np.int64)
 
 
+class Regions(Dataset):
+    """Features of regions, a tensor [npatch, width] each, as the bytes that torch.save wrote.
+
+    `root/*.pt`, or packed: `root/regions_dataset.tar` through `extra/regions_entries[_{subset}].npy`.
+    """
+
+    def __init__(self, root: Path, extra: Path | None = None, subset: str = "") -> None:
+        tar, files = root / "regions_dataset.tar", IndexFiles(extra or root, "regions", subset)
+        is_packed = tar.exists() or files.entries.exists() or subset
+        super().__init__(open_tar(tar, files, "regions") if is_packed else FolderReader(root, REGION_SUFFIX, "regions"))
+
+
 def open_dataset(text: str) -> Dataset:
     """Open the data set that a string like `Pathology:root=/data:subset=train` names. Raises `UserError`."""
     parsed = parse_dataset_string(text)
@@ -139,7 +152,9 @@ def open_dataset(text: str) -> Dataset:
     return _DATASETS[parsed.name](**options)
 
 
-_DATASETS: dict[str, Callable[..., Dataset]] = {view.__name__: view for view in (Pathology, PathologyFoundation, KNN)}
+_DATASETS: dict[str, Callable[..., Dataset]] = {
+    view.__name__: view for view in (Pathology, PathologyFoundation, KNN, Regions)
+}
 
 
 def _class_names(files: IndexFiles) -> dict[int, str]:

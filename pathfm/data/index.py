@@ -23,6 +23,7 @@ from pathfm.data.entries import (
     write_file_indices,
     write_side_car,
 )
+from pathfm.data.folder_reader import REGION_SUFFIX
 from pathfm.data.tar_walk import TarMember, TarWalk
 from pathfm.errors import UserError, listed
 from pathfm.log import get_logger, progress
@@ -387,7 +388,7 @@ def _warn_of_other_tars(files: IndexFiles, side_car: SideCar) -> None:
 
 
 def _warn_of_other_files(names: Sequence[str]) -> None:
-    others = [name for name in names if not name.lower().endswith(IMAGE_SUFFIXES)]
+    others = [name for name in names if not name.lower().endswith((*IMAGE_SUFFIXES, REGION_SUFFIX))]
     if others:
         _log.warning("%d of the files do not look like images: %s", len(others), listed(map(printable, others)))
 

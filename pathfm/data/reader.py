@@ -177,8 +177,9 @@ class _OpenTar:
 
 def open_tar(tar: Path, files: IndexFiles, cohort: str) -> Reader:
     """The samples of one tar, all of one cohort."""
-    remake = printable(index_command(tar, files))
     _size_of(tar)
+    _refuse_other_kind(files.entries, ENTRY)
+    remake = printable(index_command(tar, files))
     _demand_index(files.entries, remake)
     side_car = read_side_car(files.side_car)
     if side_car is None:
@@ -188,6 +189,7 @@ def open_tar(tar: Path, files: IndexFiles, cohort: str) -> Reader:
 
 def open_cohorts(root: Path, files: IndexFiles) -> Reader:
     """The samples of concatenated entries, those of each cohort in `root/{cohort}.tar`."""
+    _refuse_other_kind(files.entries, COHORT_ENTRY)
     remake = printable(concat_command(root, files))
     _demand_index(files.entries, remake)
     _demand_index(files.cohort_indices, remake)
@@ -218,6 +220,12 @@ def _size_of(tar: Path) -> int:
     raise UserError(
         f"there is no tar {tar}; make it with: {printable(pack_command(tar))}, or set root= to the folder that holds it"
     )
+
+
+def _refuse_other_kind(entries_path: Path, row_type: np.dtype) -> None:
+    """Before its side-car, which is of another kind too, is read."""
+    if entries_path.is_file():
+        open_entries(entries_path, row_type)
 
 
 def _demand_index(path: Path, remake: str) -> None:

@@ -22,6 +22,7 @@ class Keys:
 KEYS: Mapping[str, Keys] = {
     "Pathology": Keys(required=("root",), optional=("extra", "subset")),
     "PathologyFoundation": Keys(required=("root",), optional=("extra", "subset")),
+    "Regions": Keys(required=("root",), optional=("extra", "subset")),
     "KNN": Keys(required=("root", "split"), optional=("extra", "subset")),
 }
 

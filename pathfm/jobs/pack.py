@@ -1,4 +1,4 @@
-"""`pathfm pack`: a folder of images -> one tar and its index."""
+"""`pathfm pack`: a folder of images, or of region features -> one tar and its index."""
 
 import shlex
 import sys
@@ -26,7 +26,7 @@ def _pack(request: PackRequest) -> int:
 
 
 def _summary_text(request: PackRequest, summary: PackSummary) -> str:
-    lines = [f"{printable(str(request.folder))}: {summary.num_images:,} images"]
+    lines = [f"{printable(str(request.folder))}: {summary.num_samples:,} files packed"]
     lines += [f"  skipped  {count:,} {kind}" for kind, count in summary.skipped.items()]
     lines.append(f"  {'is there' if summary.was_there else 'wrote   '} {printable(str(request.tar))}")
     if summary.index is None:
@@ -37,11 +37,12 @@ def _summary_text(request: PackRequest, summary: PackSummary) -> str:
 
 
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser("pathfm pack", description="Pack a folder of images into one tar and index it.")
-    parser.add_argument("folder", type=Path, help="images, also in subfolders")
+    parser = ArgumentParser("pathfm pack", description="Pack a folder of images, or of region features, into one tar and index it.")
+    parser.add_argument("folder", type=Path, help="images (or region features, .pt), also in subfolders")
     parser.add_argument("--name", required=True, help="writes NAME_dataset.tar, NAME_entries.npy, ...")
     parser.add_argument("--output", type=Path, default=Path(), help="folder for the files (default: here)")
     parser.add_argument("--suffix", default="", help="the index is called NAME_entries_SUFFIX.npy")
+    parser.add_argument("--cohort", action="store_true", help="write NAME.tar, a cohort for 'pathfm concat'")
     parser.add_argument("--force", action="store_true", help="replace a tar of other content")
     return parser
 

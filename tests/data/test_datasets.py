@@ -1,238 +1,244 @@
-import errno
-import json
-import multiprocessing
-import os
 import pickle
-import re
-import shlex
 import shutil
 import tarfile
-from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import pytest
+import torch
 
-from pathfm.__main__ import main
-from pathfm.data.datasets import Pathology, open_dataset
-from pathfm.data.entries import open_entries
+from pathfm.data.concat import ConcatRequest, concat
+from pathfm.data.datasets import KNN, Pathology, PathologyFoundation, Regions, open_dataset
 from pathfm.data.index import IndexRequest, build_index
 from pathfm.errors import UserError
 
 
-def test_every_sample_has_its_bytes_name_and_label(tiles_root, tile):
+def bytes_by_name(*tars):
+    """Basename -> bytes, as Python's own module reads them."""
+    contents = {}
+    for path in tars:
+        with tarfile.open(path) as tar:
+            contents |= {m.name.rpartition("/")[2]: tar.extractfile(m).read() for m in tar if m.isfile()}
+    return contents
+
+
+def string(name, **options):
+    return ":".join([name, *(f"{key}={value}" for key, value in options.items())])
+
+
+@pytest.fixture
+def cohorts_root(tmp_path, write_tar, tile):
+    """Two cohorts of 4 and 3 tiles, concatenated."""
+    root = tmp_path / "cohorts"
+    for name, tiles in {"a": range(4), "b": range(10, 13)}.items():
+        write_tar(root / f"{name}.tar", {f"{n}.png": tile(n) for n in tiles})
+        build_index(IndexRequest(root / f"{name}.tar", root, name))
+    concat(ConcatRequest(root, root))
+    return root
+
+
+@pytest.fixture
+def downstream_root(golden_dir, tmp_path):
+    """The recorded query and test splits beside their tar."""
+    source = golden_dir / "tar_npy"
+    for path in [*source.glob("query_*.npy"), *source.glob("test_*.npy"), source / "class-ids.npy"]:
+        shutil.copyfile(path, tmp_path / path.name)
+    (tmp_path / "downstream_dataset.tar").symlink_to(source / "pretrain_dataset.tar")
+    return tmp_path
+
+
+@pytest.fixture
+def regions_root(tmp_path):
+    """Three regions of 256 patches, 384 features each."""
+    generator = torch.Generator().manual_seed(0)
+    for name in ("slide_2_b", "slide_1", "slide_2_a"):
+        torch.save(torch.randn(256, 384, generator=generator), tmp_path / f"{name}.pt")
+    return tmp_path
+
+
+# ---- Pathology
+
+
+def test_an_unlabelled_set_is_one_cohort(tiles_root):
     dataset = open_dataset(f"Pathology:root={tiles_root}")
-    assert len(dataset) == 23
-    for sample in range(23):
-        assert dataset.read_bytes(sample) == tile(sample)
-        assert dataset.name_of(sample) == f"{sample:02}.png"
-        assert dataset.label(sample) == 0
+    assert (dataset.name, dataset.cohorts, dataset.cohort_of(7)) == ("Pathology", {"pretrain": range(23)}, "pretrain")
+    assert dataset.tar_of(7) == tiles_root / "pretrain_dataset.tar"
 
 
-def test_a_subset_may_lie_in_another_folder(tiles_root, tmp_path, tile):
-    (tmp_path / "keep.txt").write_text("03.png\n11.png\n")
-    tar = tiles_root / "pretrain_dataset.tar"
-    build_index(IndexRequest(tar, tmp_path / "extra", "pretrain", "train", keep=tmp_path / "keep.txt"))
-    dataset = open_dataset(f"Pathology:root={tiles_root}:extra={tmp_path / 'extra'}:subset=train")
-    assert [dataset.read_bytes(n) for n in range(len(dataset))] == [tile(3), tile(11)]
-    assert dataset.name_of(1) == "11.png"
-
-
-def test_the_ancestors_files_are_read_with_a_warning(golden_dir, warnings_logged):
-    dataset = Pathology(golden_dir / "tar_npy", subset="train")
-    content = (golden_dir / "tar_npy" / "pretrain_dataset.tar").read_bytes()
-    recorded = np.load(golden_dir / "tar_npy" / "pretrain_entries_train.npy")
-    kept = (golden_dir / "tar_npy" / "train.txt").read_text().split()
-    for sample, (_, _, start, end) in enumerate(recorded.tolist()):
-        assert dataset.read_bytes(sample) == content[start:end]
-    assert sorted(dataset.name_of(n) for n in range(len(dataset))) == sorted(kept)
-    assert any("pretrain_index_train.json is not there" in message for message in warnings_logged)
-
-
-@pytest.mark.parametrize("count_from", [0, 1])
-def test_a_subsets_names_are_right_wherever_old_files_count_from(tiles_root, tile, count_from):
-    """Names and entries of the tiles 3, 4 and 11; names count from 1, entries from 0 or from 1."""
-    names = np.array({n + 1: f"{n:02}.png" for n in range(23)}, dtype=object)
-    np.save(tiles_root / "pretrain_file_indices.npy", names, allow_pickle=True)
-    entries = np.load(tiles_root / "pretrain_entries.npy")[[3, 4, 11]]
-    entries[:, 1] += np.uint64(count_from)
-    np.save(tiles_root / "pretrain_entries_few.npy", entries)
-    dataset = Pathology(tiles_root, subset="few")
-    assert [dataset.name_of(n) for n in range(3)] == ["03.png", "04.png", "11.png"]
-
-
-def test_the_npy_of_names_is_not_needed(tiles_root, tile):
-    (tiles_root / "pretrain_file_indices.npy").unlink()
+def test_neighbours_are_the_rows_that_follow_round_and_round(tiles_root):
     dataset = Pathology(tiles_root)
-    assert (dataset.read_bytes(2), dataset.name_of(2)) == (tile(2), "02.png")
+    assert dataset.neighbours(21, 4) == [22, 0, 1, 2]
+    assert dataset.neighbours(0, 99) == list(range(1, 23))
+    assert dataset.neighbours(0, 0) == []
 
 
-def test_long_names_and_sizes_in_pax_records_are_understood(tmp_path):
-    names = [f"{'slide' * 40}/{n}{'n' * 150}.png" for n in range(3)]
-    with (tmp_path / "pretrain_dataset.tar").open("wb") as tar:
-        for name in names:
-            member = tarfile.TarInfo(name)
-            member.pax_headers = {"size": "4"}  # the plain header says 0, as it does beyond 8 GiB
-            tar.write(member.tobuf(tarfile.PAX_FORMAT) + b"tile".ljust(512, b"\0"))
-        tar.write(bytes(1024))
-    build_index(IndexRequest(tmp_path / "pretrain_dataset.tar", tmp_path, "pretrain"))
-    dataset = Pathology(tmp_path)
-    assert [dataset.read_bytes(n) for n in range(3)] == [b"tile"] * 3
-    assert [dataset.name_of(n) for n in range(3)] == [name.rpartition("/")[2] for name in names]
+# ---- PathologyFoundation
 
 
-@pytest.mark.parametrize(
-    ("missing", "message"),
-    [
-        ("pretrain_dataset.tar", "pathfm pack FOLDER --name pretrain --output .*"),
-        ("pretrain_entries.npy", "pathfm index --tarball_path .* --name pretrain"),
-    ],
-)
-def test_a_missing_file_is_named_with_the_command_that_makes_it(tiles_root, missing, message):
-    (tiles_root / missing).unlink()
-    with pytest.raises(UserError, match=rf"{missing}; make it with: {message}"):
-        Pathology(tiles_root)
+def test_the_recorded_concatenation_is_read_byte_for_byte(golden_dir, warnings_logged):
+    source = golden_dir / "tar_npy"
+    dataset = open_dataset(string("PathologyFoundation", root=source / "cohorts", extra=source / "concatenated"))
+    oracle = bytes_by_name(source / "cohorts" / "cohort_a.tar", source / "cohorts" / "cohort_b.tar")
+    assert len(dataset) == len(oracle) == 70
+    assert {dataset.name_of(n): dataset.read_bytes(n) for n in range(70)} == oracle
+    assert dataset.cohorts == {"cohort_a": range(35), "cohort_b": range(35, 70)}
+    assert [dataset.cohort_of(n) for n in (0, 34, 35, 69)] == ["cohort_a", "cohort_a", "cohort_b", "cohort_b"]
+    assert ["pretrain_index.json is not there" in message for message in warnings_logged] == [True]
 
 
-def test_the_commands_that_are_advised_make_what_is_missing(tiles_root, tmp_path, tile, capsys):
-    folder = tmp_path / "my tiles"
-    folder.mkdir()
-    (folder / "a.png").write_bytes(tile(0))
-    index = ["pretrain_entries.npy", "pretrain_index.json"]
-    for missing in (["pretrain_dataset.tar"], index[:1], index):
-        for name in missing:
-            (tiles_root / name).unlink()
-        with pytest.raises(UserError) as caught:
-            Pathology(tiles_root)
-        advice = re.search(r"make it with: pathfm (.*), or set", str(caught.value))
-        assert main([str(folder) if word == "FOLDER" else word for word in shlex.split(advice[1])]) == 0
-        assert len(Pathology(tiles_root)) == 1
+def test_neighbours_stay_in_their_cohort(cohorts_root):
+    dataset = PathologyFoundation(cohorts_root)
+    assert dataset.neighbours(2, 16) == [3, 0, 1]
+    assert dataset.neighbours(6, 1) == [4]
 
 
-def test_a_subset_is_advised_to_be_made_as_its_side_car_says_it_was(tiles_root, tmp_path):
-    (tmp_path / "my list.txt").write_text("03.png\n11.png\n")
-    tar = tiles_root / "pretrain_dataset.tar"
-    command = ["index", "--tarball_path", str(tar), "--output_root", str(tiles_root), "--name", "pretrain"]
-    assert main([*command, "--suffix", "few", "--keep", str(tmp_path / "my list.txt")]) == 0
-    (tiles_root / "pretrain_entries_few.npy").unlink()
-    with pytest.raises(UserError, match=rf"make it with: pathfm index .* --keep '{tmp_path}/my list.txt', or set"):
-        Pathology(tiles_root, subset="few")
-    (tiles_root / "pretrain_index_few.json").unlink()
-    with pytest.raises(UserError, match=r"make it with: pathfm index .* --suffix few --keep LIST, or set"):
-        Pathology(tiles_root, subset="few")
+def test_the_fingerprint_knows_the_cohorts_by_name_wherever_they_lie(cohorts_root, tmp_path_factory):
+    before = PathologyFoundation(cohorts_root).fingerprint()
+    copy = tmp_path_factory.mktemp("copy")
+    shutil.copytree(cohorts_root, copy, dirs_exist_ok=True)
+    assert PathologyFoundation(copy).fingerprint() == before
+    (copy / "b.tar").rename(copy / "c.tar")
+    np.save(copy / "cohort_indices.npy", np.array({0: "a", 1: "c"}, dtype=object), allow_pickle=True)
+    (copy / "pretrain_index.json").unlink()
+    assert PathologyFoundation(copy).fingerprint() != before
 
 
-def test_the_index_of_another_tar_is_refused(tiles_root, write_tar, tile):
-    write_tar(tiles_root / "pretrain_dataset.tar", {f"{n}.png": tile(n) for n in range(40)})
-    with pytest.raises(UserError, match=r"index of another tar: .* had \d+ bytes.*pathfm index"):
-        Pathology(tiles_root)
+# ---- KNN
 
 
-def test_the_index_of_another_tar_is_noticed_without_a_side_car(tiles_root, write_tar):
-    (tiles_root / "pretrain_index.json").unlink()
-    write_tar(tiles_root / "pretrain_dataset.tar", {f"{n}.png": b"x" * 700 * n for n in range(40)})
-    with pytest.raises(UserError, match=r"index of another tar: row \d+ says bytes"):
-        Pathology(tiles_root)
+@pytest.mark.parametrize("split", ["query", "test"])
+def test_the_recorded_splits_are_read_with_their_labels(downstream_root, golden_dir, split):
+    dataset = open_dataset(string("KNN", root=downstream_root, split=split))
+    recorded = np.load(golden_dir / "tar_npy" / f"{split}_entries.npy")
+    content = (downstream_root / "downstream_dataset.tar").read_bytes()
+    assert dataset.labels.dtype == np.int64
+    assert dataset.labels.tolist() == recorded[:, 0].tolist()  # which are 0..6 already
+    assert [dataset.read_bytes(n) for n in range(35)] == [content[start:end] for _, _, start, end in recorded.tolist()]
+    assert [dataset.label(n) for n in range(35)] == dataset.labels.tolist()
+    assert dataset.class_names[:2] == ["adipose", "lymphocytes"]
+    assert (dataset.cohorts, dataset.cohort_of(3)) == ({"downstream": range(35)}, "downstream")
 
 
-def test_a_tar_of_the_same_size_in_another_order_is_noticed(tiles_root, write_tar):
-    write_tar(tiles_root / "pretrain_dataset.tar", {f"{n}": b"x" * (513 + n) for n in range(23)})
-    build_index(IndexRequest(tiles_root / "pretrain_dataset.tar", tiles_root, "pretrain"))
-    write_tar(tiles_root / "pretrain_dataset.tar", {f"{n}": b"x" * (513 + n) for n in reversed(range(23))})
-    with pytest.raises(UserError, match="index of another tar: row"):
-        Pathology(tiles_root)
+def downstream(root, write_tar, tile, csv):
+    """Six tiles, the first three in the query split, with the labels of a CSV."""
+    write_tar(root / "downstream_dataset.tar", {f"{n}.png": tile(n) for n in range(6)})
+    (root / "labels.csv").write_text(csv)
+    for split, tiles in {"query": range(3), "test": range(3, 6)}.items():
+        (root / f"{split}.txt").write_text("\n".join(f"{n}.png" for n in tiles))
+        tar, keep = root / "downstream_dataset.tar", root / f"{split}.txt"
+        build_index(IndexRequest(tar, root, split, keep=keep, csv=root / "labels.csv"))
+    return root
 
 
-def test_a_truncated_tar_is_refused(tiles_root):
-    side_car = tiles_root / "pretrain_index.json"
-    os.truncate(tiles_root / "pretrain_dataset.tar", 9000)
-    with pytest.raises(UserError, match="index of another tar"):
-        Pathology(tiles_root)
-    side_car.unlink()
-    with pytest.raises(UserError, match=r"reaches to byte \d+, but .* ends at byte 9000"):
-        Pathology(tiles_root)
+CSV = """filename,label,class
+0.png,7,tumour
+1.png,40,stroma
+2.png,7,tumour
+3.png,40,stroma
+4.png,12,fat
+5.png,7,tumour
+"""
 
 
-def test_a_copied_tar_is_read_with_a_warning(tiles_root, warnings_logged):
-    os.utime(tiles_root / "pretrain_dataset.tar", (1, 1))
-    Pathology(tiles_root)
-    assert "not as old as its index says" in warnings_logged[0]
+@pytest.mark.parametrize("with_class_ids", [True, False])
+def test_classes_are_the_same_in_both_splits_though_one_lacks_some(tmp_path, write_tar, tile, with_class_ids):
+    """Labels 7, 12, 40 become 0, 1, 2 although the query split has no 12."""
+    root = downstream(tmp_path, write_tar, tile, CSV)
+    if not with_class_ids:
+        (root / "class-ids.npy").unlink()
+    query, test = (KNN(root, split) for split in ("query", "test"))
+    assert query.class_labels == test.class_labels == [7, 12, 40]
+    names = ["tumour", "fat", "stroma"] if with_class_ids else ["class_7", "class_12", "class_40"]
+    assert query.class_names == test.class_names == names
+    assert (query.labels.tolist(), test.labels.tolist()) == ([0, 2, 0], [2, 1, 0])
 
 
-def test_rows_that_the_side_car_does_not_count_are_refused(tiles_root):
-    side_car = json.loads((tiles_root / "pretrain_index.json").read_text())
-    (tiles_root / "pretrain_index.json").write_text(json.dumps({**side_car, "num_entries": 22}))
-    with pytest.raises(UserError, match="has 23 rows, but its side-car counts 22"):
-        Pathology(tiles_root)
+def test_a_label_without_a_class_is_an_error(tmp_path, write_tar, tile):
+    root = downstream(tmp_path, write_tar, tile, CSV)
+    entries = np.load(root / "test_entries.npy")
+    entries[1:, 0] = [5, 99]
+    np.save(root / "test_entries.npy", entries)
+    with pytest.raises(UserError, match=r"no class for the labels 5, 99 of 2 samples of split test .* row 1"):
+        KNN(root, "test")
 
 
-def test_an_index_of_nothing_is_refused(tiles_root):
-    np.save(tiles_root / "pretrain_entries.npy", np.zeros((0, 4), np.uint64))
-    with pytest.raises(UserError, match="lists no samples"):
-        Pathology(tiles_root)
+def test_a_subset_of_a_split_is_read(downstream_root):
+    np.save(downstream_root / "query_entries_few.npy", np.load(downstream_root / "query_entries.npy")[:2])
+    assert len(open_dataset(string("KNN", root=downstream_root, split="query", subset="few"))) == 2
 
 
-def test_a_tar_that_is_cut_while_it_is_read_is_an_error_and_no_crash(tiles_root):
-    dataset = Pathology(tiles_root)
-    dataset.read_bytes(0)
-    os.truncate(tiles_root / "pretrain_dataset.tar", 2000)
-    with pytest.raises(UserError, match=r"was cut while it was read: sample 22 should end at byte \d+"):
-        dataset.read_bytes(22)
+def test_there_is_no_other_split(downstream_root):
+    with pytest.raises(UserError, match="split=query or split=test, not split=train"):
+        open_dataset(string("KNN", root=downstream_root, split="train"))
 
 
-def test_a_tar_that_was_replaced_before_the_first_read_is_noticed(tiles_root, write_tar):
-    dataset = Pathology(tiles_root)
-    write_tar(tiles_root / "pretrain_dataset.tar", {"a.png": b"a"})
-    with pytest.raises(UserError, match="changed since"):
+# ---- Regions
+
+
+def test_regions_come_in_the_order_of_their_names(regions_root):
+    (regions_root / "notes.txt").touch()
+    (regions_root / ".slide_0.pt").touch()
+    dataset = open_dataset(string("Regions", root=regions_root))
+    assert [dataset.name_of(n) for n in range(len(dataset))] == ["slide_1.pt", "slide_2_a.pt", "slide_2_b.pt"]
+    assert dataset.read_bytes(1) == (regions_root / "slide_2_a.pt").read_bytes()
+    assert dataset.entries["end_offset"][1] == (regions_root / "slide_2_a.pt").stat().st_size
+    assert dataset.cohorts == {"regions": range(3)}
+
+
+def test_packed_regions_are_the_same_samples(regions_root, tmp_path_factory):
+    from pathfm.data.pack import PackRequest, pack
+
+    out = tmp_path_factory.mktemp("packed")
+    pack(PackRequest(regions_root, "regions", out))
+    loose, packed = Regions(regions_root), Regions(out)
+    assert [packed.name_of(n) for n in range(3)] == [loose.name_of(n) for n in range(3)]
+    assert [packed.read_bytes(n) for n in range(3)] == [loose.read_bytes(n) for n in range(3)]
+
+
+def test_a_subset_of_regions_needs_the_packed_form(regions_root):
+    with pytest.raises(UserError, match=r"no tar .*regions_dataset.tar; make it with: pathfm pack FOLDER"):
+        Regions(regions_root, subset="train")
+
+
+def test_other_regions_have_another_fingerprint(regions_root):
+    before = Regions(regions_root).fingerprint()
+    assert Regions(regions_root).fingerprint() == before
+    (regions_root / "slide_1.pt").rename(regions_root / "slide_3.pt")
+    assert Regions(regions_root).fingerprint() != before
+
+
+def test_regions_that_are_not_there_are_one_line(tmp_path, regions_root):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"empty holds no \.pt files; set root="):
+        Regions(tmp_path / "empty")
+    with pytest.raises(UserError, match="there is no folder"):
+        Regions(tmp_path / "nowhere")
+    dataset = Regions(regions_root)
+    (regions_root / "slide_1.pt").unlink()
+    with pytest.raises(UserError, match=r"cannot read .*slide_1.pt: No such file"):
         dataset.read_bytes(0)
 
 
-@pytest.mark.parametrize("read", [Pathology.read_bytes, Pathology.name_of, lambda data, row: data.will_need([row])])
-def test_a_tar_that_vanished_is_named(tiles_root, read):
-    dataset = Pathology(tiles_root)
-    (tiles_root / "pretrain_dataset.tar").unlink()
-    with pytest.raises(UserError, match=r"pretrain_dataset.tar"):
-        read(dataset, 0)
+# ---- all of them
 
 
-def test_a_disk_that_fails_is_one_line_that_names_the_tar(tiles_root, monkeypatch):
-    dataset = Pathology(tiles_root)
-
-    def fail(*_):
-        raise OSError(errno.EIO, "Input/output error")
-
-    monkeypatch.setattr(os, "pread", fail)
-    with pytest.raises(UserError, match=r"^cannot read .*pretrain_dataset.tar: Input/output error$"):
-        dataset.read_bytes(0)
-
-
-def test_a_data_set_travels_by_pickle_without_its_files(tiles_root, tile):
-    dataset = Pathology(tiles_root)
-    dataset.read_bytes(0)
-    dataset.name_of(0)
-    pickled = pickle.dumps(dataset)
-    assert len(pickled) < 1500
-    assert pickle.loads(pickled).read_bytes(7) == tile(7)
+def test_every_kind_travels_by_pickle(tiles_root, cohorts_root, downstream_root, regions_root):
+    kinds = [
+        Pathology(tiles_root),
+        PathologyFoundation(cohorts_root),
+        KNN(downstream_root, "test"),
+        Regions(regions_root),
+    ]
+    for dataset in kinds:
+        first = dataset.read_bytes(0)
+        copy = pickle.loads(pickle.dumps(dataset))
+        assert (copy.name, len(copy), copy.read_bytes(0)) == (dataset.name, len(dataset), first)
+        assert copy.fingerprint() == dataset.fingerprint()
 
 
-@pytest.mark.parametrize("method", ["fork", "forkserver"])
-def test_other_processes_read_the_same_bytes(tiles_root, tile, method):
-    dataset = Pathology(tiles_root)
-    dataset.read_bytes(0)
-    with ProcessPoolExecutor(2, multiprocessing.get_context(method)) as pool:  # ends without a signal, unlike Pool
-        assert list(pool.map(dataset.read_bytes, range(23))) == [tile(n) for n in range(23)]
-
-
-def test_hard_links_are_samples_with_their_targets_bytes(tmp_path):
-    if not shutil.which("tar"):
-        pytest.skip("there is no tar command")
-    (tmp_path / "tiles").mkdir()
-    (tmp_path / "tiles" / "a.png").write_bytes(b"first")
-    os.link(tmp_path / "tiles" / "a.png", tmp_path / "tiles" / "b.png")
-    os.system(f"tar -chf {tmp_path}/pretrain_dataset.tar -C {tmp_path} tiles")
-    build_index(IndexRequest(tmp_path / "pretrain_dataset.tar", tmp_path, "pretrain"))
-    dataset = Pathology(tmp_path)
-    assert [dataset.read_bytes(n) for n in range(2)] == [b"first", b"first"]
-    target = dataset.name_of(0)
-    assert target in ("a.png", "b.png")
-    assert dataset.name_of(1) == target
-    assert len(open_entries(tmp_path / "pretrain_entries.npy")) == 2
+def test_a_concatenation_and_an_index_of_one_tar_are_not_taken_for_each_other(cohorts_root, tiles_root):
+    with pytest.raises(UserError, match=r"must hold uint64 \[N, 5\] .* but holds uint64 \[23, 4\] \(the index of one"):
+        PathologyFoundation(cohorts_root, extra=tiles_root)
+    with pytest.raises(
+        UserError, match=r"must hold uint64 \[N, 4\] .* but holds uint64 \[7, 5\] .*PathologyFoundation"
+    ):
+        Pathology(tiles_root, extra=cohorts_root)

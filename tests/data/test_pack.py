@@ -4,7 +4,8 @@ import tarfile
 import numpy as np
 import pytest
 
-from pathfm.data.datasets import Pathology
+from pathfm.data.concat import ConcatRequest, concat
+from pathfm.data.datasets import Pathology, PathologyFoundation, Regions
 from pathfm.data.pack import PackRequest, pack
 from pathfm.errors import UserError
 
@@ -35,8 +36,29 @@ def test_a_packed_folder_opens_as_a_data_set(folder, tmp_path, tile):
     dataset = Pathology(tmp_path / "out")
     assert [dataset.name_of(n) for n in range(len(dataset))] == ["a.PNG", "b.png", "link.png", "c.png", "ä.png"]
     assert [dataset.read_bytes(n) for n in range(len(dataset))] == [tile(n) for n in (1, 0, 9, 2, 3)]
-    assert summary.num_images == 5
+    assert summary.num_samples == 5
     assert summary.skipped == {"hidden files and folders": 2, "files that are not images": 1, "empty files": 1}
+
+
+def test_a_cohort_is_packed_into_the_tar_that_concat_takes(folder, tmp_path):
+    pack(PackRequest(folder, "tcga", tmp_path / "out", cohort=True))
+    summary = concat(ConcatRequest(tmp_path / "out", tmp_path / "out"))
+    assert [(cohort.cohort, cohort.tar) for cohort in summary.cohorts] == [("tcga", "tcga.tar")]
+    assert len(PathologyFoundation(tmp_path / "out")) == 5
+
+
+def test_region_features_are_packed_and_never_mixed_with_images(tmp_path, folder, capsys, warnings_logged):
+    regions = tmp_path / "regions"
+    regions.mkdir()
+    for name in ("b.pt", "a.pt"):
+        (regions / name).write_bytes(name.encode())
+    pack(PackRequest(regions, "regions", tmp_path / "out"))
+    dataset = Regions(tmp_path / "out")
+    assert [dataset.name_of(n) for n in range(len(dataset))] == ["a.pt", "b.pt"]
+    assert not warnings_logged
+    (folder / "c.pt").write_bytes(b"c")
+    with pytest.raises(UserError, match=r"holds 5 images and 1 region features \(.pt\).*pack them from two folders"):
+        pack(request(folder, tmp_path))
 
 
 def test_members_lie_under_the_folders_name(folder, tmp_path):

@@ -13,7 +13,7 @@ def test_real_tiles_are_packed_and_indexed_in_one_command(tiles, tmp_path, capsy
     arguments = [str(tiles), "--name", "pretrain", "--output", str(tmp_path / "out")]
     assert main(arguments) == 0
     said = capsys.readouterr().out
-    assert "173 images" in said
+    assert "173 files packed" in said
     assert "pretrain_dataset.tar" in said
     dataset = open_dataset(f"Pathology:root={tmp_path / 'out'}")
     assert dataset.read_bytes(5) == (tiles / dataset.name_of(5)).read_bytes()
