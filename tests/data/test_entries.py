@@ -6,14 +6,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pathfm.data.entries import (
+    COHORT_ENTRY,
+    CohortTar,
+    ConcatSideCar,
     IndexFiles,
     SideCar,
     new_entries,
     open_entries,
     read_class_ids,
+    read_cohort_indices,
+    read_concat_side_car,
     read_file_indices,
     read_side_car,
     write_class_ids,
+    write_cohort_indices,
     write_entries,
     write_file_indices,
     write_side_car,
@@ -55,6 +61,55 @@ def test_other_tables_are_refused_with_what_was_expected_and_found(tmp_path, con
     np.save(tmp_path / "e.npy", content)
     with pytest.raises(UserError, match=r"must hold uint64 \[N, 4\].*but holds " + found):
         open_entries(tmp_path / "e.npy")
+
+
+def test_concatenated_entries_also_name_the_cohort(golden_dir, tmp_path):
+    path = golden_dir / "tar_npy" / "concatenated" / "pretrain_entries.npy"
+    np.testing.assert_array_equal(open_entries(path, COHORT_ENTRY)["cohort_index"], np.load(path)[:, 4])
+    with pytest.raises(
+        UserError, match=r"uint64 \[N, 4\].*holds uint64 \[70, 5\] \(a concatenation of cohorts, for Path"
+    ):
+        open_entries(path)
+    np.save(tmp_path / "e.npy", np.zeros((3, 4), np.uint64))
+    with pytest.raises(
+        UserError, match=r"uint64 \[N, 5\].*cohort_index.*holds uint64 \[3, 4\] \(the index of one tar\)"
+    ):
+        open_entries(tmp_path / "e.npy", COHORT_ENTRY)
+
+
+def test_a_table_stored_column_by_column_is_refused_rather_than_copied(tmp_path):
+    np.save(tmp_path / "e.npy", np.asfortranarray(np.ones((3, 4), np.uint64)))
+    with pytest.raises(UserError, match="column by column; save it again"):
+        open_entries(tmp_path / "e.npy")
+
+
+def test_cohorts_are_named_by_their_index(tmp_path, golden_dir):
+    write_cohort_indices(tmp_path / "c.npy", ["a", "b"])
+    assert read_cohort_indices(tmp_path / "c.npy") == ["a", "b"]
+    assert read_cohort_indices(golden_dir / "tar_npy" / "concatenated" / "cohort_indices.npy") == [
+        "cohort_a",
+        "cohort_b",
+    ]
+
+
+@pytest.mark.parametrize("names", [{1: "a", 2: "b"}, {0: "a", 2: "b"}, {0: "a", 1: "a"}])
+def test_cohorts_that_do_not_count_from_0_or_share_a_name_are_refused(tmp_path, names):
+    np.save(tmp_path / "c.npy", np.array(names, dtype=object), allow_pickle=True)
+    with pytest.raises(UserError, match=r"must name different cohorts by 0, 1, 2, ..., but says \d: a"):
+        read_cohort_indices(tmp_path / "c.npy")
+
+
+def test_the_side_car_of_a_concatenation_is_read_as_written(tmp_path):
+    side_car = ConcatSideCar(
+        (CohortTar("a", "a.tar", 1024, 5, 3), CohortTar("b", "b.tar", 2048, 6, 4)), "pathfm concat"
+    )
+    write_side_car(tmp_path / "i.json", side_car)
+    assert read_concat_side_car(tmp_path / "i.json") == side_car
+    assert read_concat_side_car(tmp_path / "other.json") is None
+    for damaged in ('{"cohorts": [{"cohort": "a"}]}', "[]", '{"cohorts": 3, "command": ""}'):
+        (tmp_path / "i.json").write_text(damaged)
+        with pytest.raises(UserError, match="make the index again or delete"):
+            read_concat_side_car(tmp_path / "i.json")
 
 
 def test_cut_foreign_and_missing_entries_are_refused(tmp_path):

@@ -25,8 +25,25 @@ def test_a_value_may_hold_an_equals_sign():
 
 
 @pytest.mark.parametrize(
+    ("text", "options"),
+    [
+        ("PathologyFoundation:root=/a:extra=/b:subset=c", {"root": "/a", "extra": "/b", "subset": "c"}),
+        ("KNN:root=/a:split=query", {"root": "/a", "split": "query"}),
+        ("KNN:split=test:root=/a:extra=/b:subset=c", {"split": "test", "root": "/a", "extra": "/b", "subset": "c"}),
+        ("Regions:root=/a:extra=/b:subset=c", {"root": "/a", "extra": "/b", "subset": "c"}),
+    ],
+)
+def test_every_data_set_has_its_keys_and_extra_is_never_needed(text, options):
+    assert parse_dataset_string(text).options == options
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("KNN:root=/a", r"KNN needs split=...; found root"),
+        ("Regions:root=/a:split=test", "Regions takes root, extra, subset, not 'split'"),
+        ("Knn:root=/a:split=test", "did you mean 'KNN'"),
+        ("PathologyFundation:root=/a", "did you mean 'PathologyFoundation'"),
         ("", r"no data set is called ''; known: Pathology"),
         ("Patology:root=/a", r"called 'Patology' \(did you mean 'Pathology'\?\)"),
         ("pathology:root=/a", r"did you mean 'Pathology'"),
