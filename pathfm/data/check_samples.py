@@ -2,20 +2,23 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from jaxtyping import Int64, Shaped
 
 from pathfm.data.datasets import Dataset
-from pathfm.data.decode import DecodeError, decode
+from pathfm.data.decode import DecodeError
 from pathfm.data.findings import Check, first_cases
 from pathfm.log import progress
 
 _DIGEST_BYTES = 16  # of blake2b: no two of 10^9 different samples will meet
 _ROWS_AHEAD = 1024  # read and waiting to be decoded
+
+Decoder = Callable[[bytes], object]  # raises DecodeError
 
 # S samples that were read
 
@@ -29,11 +32,11 @@ class ReadSamples:
     undecodable: dict[int, str]  # row -> reason
 
 
-def read_samples(dataset: Dataset, rows: Int64[np.ndarray, " S"]) -> ReadSamples:
+def read_samples(dataset: Dataset, rows: Int64[np.ndarray, " S"], decoder: Decoder) -> ReadSamples:
     """Read, hash and decode samples, the latter on all cores. Memory grows by 24 bytes a sample."""
     digests = np.empty(len(rows), f"V{_DIGEST_BYTES}")
     undecodable: dict[int, str] = {}
-    results = progress(_hashed_and_decoded(dataset, rows), "decoding", total=len(rows), unit="samples")
+    results = progress(_hashed_and_decoded(dataset, rows, decoder), "decoding", total=len(rows), unit="samples")
     for place, (digest, reason) in enumerate(results):
         digests[place] = digest
         if reason:
@@ -41,19 +44,21 @@ def read_samples(dataset: Dataset, rows: Int64[np.ndarray, " S"]) -> ReadSamples
     return ReadSamples(rows, digests, undecodable)
 
 
-def _hashed_and_decoded(dataset: Dataset, rows: Int64[np.ndarray, " S"]) -> Iterator[tuple[bytes, str]]:
+def _hashed_and_decoded(
+    dataset: Dataset, rows: Int64[np.ndarray, " S"], decoder: Decoder
+) -> Iterator[tuple[bytes, str]]:
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         for begin in range(0, len(rows), _ROWS_AHEAD):
             some = rows[begin : begin + _ROWS_AHEAD].tolist()
             dataset.will_need(some)
-            yield from pool.map(_hash_and_decode, [dataset.read_bytes(row) for row in some])
+            yield from pool.map(partial(_hash_and_decode, decoder), [dataset.read_bytes(row) for row in some])
 
 
-def _hash_and_decode(encoded: bytes) -> tuple[bytes, str]:
+def _hash_and_decode(decoder: Decoder, encoded: bytes) -> tuple[bytes, str]:
     """The digest, and why the sample cannot be decoded (nothing when it can)."""
     digest = hashlib.blake2b(encoded, digest_size=_DIGEST_BYTES).digest()
     try:
-        decode(encoded)
+        decoder(encoded)
     except DecodeError as error:
         return digest, str(error)
     return digest, ""

@@ -20,7 +20,8 @@ def check_slides(one: Mapping[str, str], other: Mapping[str, str], *, guessed: b
         said = f"all names give the one slide '{slide}', so nothing is known; tell slides apart with --slide REGEX"
         return Check("slides", "warning", said)
     said = f"{len(shared):,} of {len(one):,} and {len(other):,} slides are in both {example}"
-    return Check("slides", "leakage", said, first_cases(f"{slide}: {one[slide]} and {other[slide]}" for slide in shared))
+    cases = first_cases(f"{slide}: {one[slide]} and {other[slide]}" for slide in shared)
+    return Check("slides", "leakage", said, cases)
 
 
 def check_shared_bytes(datasets: tuple[Dataset, Dataset], samples: tuple[ReadSamples, ReadSamples]) -> Check:

@@ -1,13 +1,13 @@
 """Whether data sets can be trusted: indices against tars, samples, labels, and what must not be in two of them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
 
-from pathfm.data.check_rows import check_rows
-from pathfm.data.check_samples import ReadSamples, check_decoding, check_duplicates, read_samples
+from pathfm.data.check_rows import CheckedRows, check_rows
+from pathfm.data.check_samples import Decoder, ReadSamples, check_decoding, check_duplicates, read_samples
 from pathfm.data.check_splits import check_shared_bytes, check_slides
 from pathfm.data.datasets import Dataset, open_dataset
 from pathfm.data.findings import Check, Verdict, worst
@@ -16,6 +16,16 @@ from pathfm.data.labels import class_counts
 from pathfm.data.slides import SlideNames
 from pathfm.errors import UserError
 from pathfm.log import warnings_kept
+
+
+@dataclass(frozen=True)
+class VerifyRequest:
+    """What to verify, and how thoroughly."""
+
+    datasets: Sequence[str]  # data set strings; several are to share nothing
+    num_decoded: int | None  # samples of each that are read, spread over it; None: all
+    slide_names: SlideNames
+    decoder_of: Callable[[Dataset], Decoder]  # what its samples are decoded with
 
 
 @dataclass(frozen=True)
@@ -29,49 +39,54 @@ class Verification:
         return worst(check for checks in self.checks.values() for check in checks)
 
 
-@dataclass(frozen=True)
-class _Verified:
-    """One data set that could be opened."""
-
-    dataset: Dataset
-    checks: list[Check]
-    slides: dict[str, str]
-    samples: ReadSamples
-
-
-def verify(texts: Sequence[str], num_decoded: int | None, slide_names: SlideNames) -> Verification:
-    """Check every data set that a string names and, when there are several, that they share nothing.
-
-    `num_decoded` samples of each are read, spread over it; None: all.
-    """
+def verify(request: VerifyRequest) -> Verification:
+    """Check every data set and, when there are several, that they share nothing."""
     checks: dict[str, Sequence[Check]] = {}
-    verified: dict[str, _Verified] = {}
-    for text in texts:
+    opened: dict[str, _Opened] = {}
+    for text in request.datasets:
         try:
             with warnings_kept() as warnings:
                 dataset = open_dataset(text)
         except UserError as error:
             checks[text] = [Check("index", "damage", str(error))]
             continue
-        found = _verify(dataset, warnings, num_decoded, slide_names if len(texts) > 1 else None)
-        verified[text], checks[text] = found, found.checks
-    for one, other in combinations(verified, 2):
-        checks[f"{one} and {other}"] = _between(verified[one], verified[other], guessed=slide_names.is_guess)
+        opened[text] = found = _look_through(dataset, request)
+        checks[text] = [*(Check("index", "warning", warning) for warning in warnings), *_checks_of(found)]
+    for one, other in combinations(opened, 2):
+        checks[f"{one} and {other}"] = _between(opened[one], opened[other], guessed=request.slide_names.is_guess)
     return Verification(checks)
 
 
-def _verify(
-    dataset: Dataset, warnings: Sequence[str], num_decoded: int | None, slide_names: SlideNames | None
-) -> _Verified:
-    rows = check_rows(dataset, slide_names)
-    to_read = spread(len(dataset), len(dataset) if num_decoded is None else num_decoded)
-    samples = read_samples(dataset, np.setdiff1d(to_read, rows.misplaced))
-    checks = [Check("index", "warning", warning) for warning in warnings]
-    checks += rows.checks
-    if len(samples.rows):
-        checks += [*check_decoding(dataset, samples), check_duplicates(dataset, samples)]
-    checks += _check_labels(dataset)
-    return _Verified(dataset, checks, rows.slides, samples)
+@dataclass(frozen=True)
+class _Opened:
+    """A data set that could be opened, and what a look at its tars and samples showed."""
+
+    dataset: Dataset
+    rows: CheckedRows
+    samples: ReadSamples
+
+
+def _look_through(dataset: Dataset, request: VerifyRequest) -> _Opened:
+    rows = check_rows(dataset, request.slide_names if len(request.datasets) > 1 else None)
+    to_read = spread(len(dataset), len(dataset) if request.num_decoded is None else request.num_decoded)
+    to_read = np.setdiff1d(to_read, rows.misplaced)
+    return _Opened(dataset, rows, read_samples(dataset, to_read, request.decoder_of(dataset)))
+
+
+def _checks_of(found: _Opened) -> list[Check]:
+    checks = [*found.rows.checks, *_check_labels(found.dataset)]
+    if len(found.samples.rows):
+        checks += [*check_decoding(found.dataset, found.samples), check_duplicates(found.dataset, found.samples)]
+    return checks
+
+
+def _between(one: _Opened, other: _Opened, *, guessed: bool) -> list[Check]:
+    checks = []
+    if one.rows.slides and other.rows.slides:
+        checks.append(check_slides(one.rows.slides, other.rows.slides, guessed=guessed))
+    if len(one.samples.rows) and len(other.samples.rows):
+        checks.append(check_shared_bytes((one.dataset, other.dataset), (one.samples, other.samples)))
+    return checks
 
 
 def _check_labels(dataset: Dataset) -> list[Check]:
@@ -85,12 +100,3 @@ def _check_labels(dataset: Dataset) -> list[Check]:
     fewest, most = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
     said = f"{len(counts)} classes, from {counts[fewest]:,} samples ({fewest}) to {counts[most]:,} ({most})"
     return [Check("labels", "ok", said, counts=counts)]
-
-
-def _between(one: _Verified, other: _Verified, *, guessed: bool) -> list[Check]:
-    checks = []
-    if one.slides and other.slides:
-        checks.append(check_slides(one.slides, other.slides, guessed=guessed))
-    if len(one.samples.rows) and len(other.samples.rows):
-        checks.append(check_shared_bytes((one.dataset, other.dataset), (one.samples, other.samples)))
-    return checks

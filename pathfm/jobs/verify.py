@@ -5,10 +5,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from pathfm.data.check_samples import Decoder
+from pathfm.data.datasets import Dataset, Regions
+from pathfm.data.decode import decode
 from pathfm.data.findings import Check
 from pathfm.data.slides import SlideNames
 from pathfm.data.strings import parse_dataset_string
-from pathfm.data.verify import Verification, verify
+from pathfm.data.verify import Verification, VerifyRequest, verify
 from pathfm.errors import UserError
 from pathfm.files import write_json
 from pathfm.log import start_logging
@@ -28,11 +31,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     start_logging()
     for text in arguments.datasets:
         parse_dataset_string(text)  # a mistyped string is no damage
-    found = verify(arguments.datasets, _number(arguments.decode), SlideNames(arguments.slide))
+    slide_names = SlideNames(arguments.slide)
+    found = verify(VerifyRequest(arguments.datasets, _number(arguments.decode), slide_names, _decoder_of))
     print(report_text(found))
     write_json(arguments.output, {"verdict": found.verdict, "checks": _as_json(found.checks)})
     print(f"wrote {arguments.output}")
     return 1 if found.verdict in ("damage", "leakage") else 0
+
+
+def _decoder_of(dataset: Dataset) -> Decoder:
+    if not isinstance(dataset, Regions):
+        return decode
+    from pathfm.data.region_features import decode_features  # here, because it needs torch, which images do not
+
+    return decode_features
 
 
 def report_text(found: Verification) -> str:

@@ -12,16 +12,17 @@ from hypothesis import strategies as st
 
 from pathfm.data import cohorts
 from pathfm.data.concat import ConcatRequest, concat
+from pathfm.data.decode import decode
 from pathfm.data.findings import Check
 from pathfm.data.index import IndexRequest, build_index
 from pathfm.data.slides import SlideNames
-from pathfm.data.verify import Verification, verify
+from pathfm.data.verify import Verification, VerifyRequest, verify
 
 NUM_TILES = 100  # more than what is compared with its headers when a data set is opened
 
 
 def found(*texts: str, num_decoded: int | None = None, slide: str | None = None) -> Verification:
-    return verify(texts, num_decoded, SlideNames(slide))
+    return verify(VerifyRequest(texts, num_decoded, SlideNames(slide), lambda dataset: decode))
 
 
 def not_well(verification: Verification) -> list[tuple[str, str]]:

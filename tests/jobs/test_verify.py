@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from pathfm.__main__ import main
 from pathfm.data.findings import Check
@@ -43,6 +44,17 @@ def test_two_data_sets_that_are_one_are_leakage(data, tmp_path, capsys):
     again = f"Pathology:root={data}:extra={data}"
     assert main(["verify", f"Pathology:root={data}", again, "--output", str(tmp_path / "found.json")]) == 1
     assert "12 of the 12 and 12 samples read are in both" in capsys.readouterr().out
+
+
+def test_region_features_are_decoded_as_such(tmp_path, capsys):
+    for number in range(3):
+        torch.save(torch.full((4, 8), float(number)), tmp_path / f"region_{number}.pt")
+    words = ["verify", f"Regions:root={tmp_path}", "--output", str(tmp_path / "found.json")]
+    assert main(words) == 0
+    assert "3 files of the folder" in capsys.readouterr().out
+    (tmp_path / "region_1.pt").write_bytes(b"damaged")
+    assert main(words) == 1
+    assert "region_1.pt (row 1): it is damaged" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
