@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import torch
 
+from pathfm.augment.apply_on_device import crop_on_device
 from pathfm.augment.assemble import Assemble
 from pathfm.augment.masks import MaskPlan
 from pathfm.batch import Batch
@@ -11,6 +12,7 @@ from pathfm.data.datasets import Dataset
 from pathfm.data.loader import load_batches
 from pathfm.data.order import BatchPlan
 from pathfm.dist.env import Ranks
+from pathfm.errors import UserError
 from pathfm.jobs.training_set import order_of
 from pathfm.recipe import Recipe
 from pathfm.training.plan import TrainingPlan
@@ -25,7 +27,8 @@ class TrainingData:
         grid = recipe.crops.global_crops_size // recipe.student.patch_size
         masks = MaskPlan(grid, grid, recipe.ibot.mask_sample_probability, *recipe.ibot.mask_ratio_min_max)
         patch, seed, batch = recipe.student.patch_size, recipe.train.seed, plan.global_batch_size
-        self.assemble = Assemble(recipe.crops, recipe.augment, masks, patch, seed, batch)
+        on_device = augments_on_device(recipe.augment.device, device)
+        self.assemble = Assemble(recipe.crops, recipe.augment, masks, patch, seed, batch, on_device)
 
     def batches(self, ranks: Ranks, from_step: int) -> Iterator[Batch]:
         """This rank's share of every batch from a step to the run's end."""
@@ -34,7 +37,8 @@ class TrainingData:
 
     def first_samples(self, number: int) -> Batch:
         """The run's first samples as the trainer gets them."""
-        return next(self._load(BatchPlan(min(number, self.plan.global_batch_size)), 0, 1, num_workers=0))
+        first = next(self._load(BatchPlan(min(number, self.plan.global_batch_size)), 0, 1, num_workers=0))
+        return first.to(torch.device("cpu"))
 
     def files_of(self, step: int) -> list[str]:
         """The names of the samples in a step's global batch."""
@@ -42,7 +46,7 @@ class TrainingData:
         return [self.dataset.name_of(int(sample)) for sample in self.order.samples(positions)]
 
     def _load(self, share: BatchPlan, start_step: int, stop_step: int, num_workers: int) -> Iterator[Batch]:
-        return load_batches(
+        batches = load_batches(
             self.dataset,
             self.order,
             share,
@@ -55,3 +59,17 @@ class TrainingData:
             prefetch_batches=self.recipe.data.prefetch_batches,
             pin_memory=self.device.type == "cuda",
         )
+        return map(self._with_crops, batches)
+
+    def _with_crops(self, batch: Batch) -> Batch:
+        return crop_on_device(batch.to(self.device), self.recipe.crops) if batch.uncropped else batch
+
+
+def augments_on_device(setting: str, device: torch.device) -> bool:
+    """Whether the training device makes the crops, by `augment.device`; else the loader's workers do.
+
+    Raises `UserError` when it is to be a GPU and there is none to train on.
+    """
+    if setting == "cuda" and device.type != "cuda":
+        raise UserError(f"augment.device=cuda needs training on a GPU, but it runs on {device}; set it to cpu or auto")
+    return setting != "cpu" and device.type == "cuda"
