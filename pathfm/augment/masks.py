@@ -56,6 +56,8 @@ def draw_masks(
     for view in range(NUM_GLOBAL_CROPS):
         for row, (position, slot) in enumerate(zip(positions, slots, strict=True)):
             lowest, highest = strata[view * global_batch_size + slot]
+            if highest == 0:
+                continue
             rng = stream(seed, position, f"mask {view}")
             num_masked = int(plan.num_patches * (lowest + (highest - lowest) * rng.random()))
             masks[view, row] = block_mask(plan.height, plan.width, num_masked, rng).ravel()
@@ -101,7 +103,7 @@ def _add_block(mask: Bool[np.ndarray, "height width"], most: float, rng: np.rand
         top = int(top_draw * (height - block_height + 1))
         left = int(left_draw * (width - block_width + 1))
         block = mask[top : top + block_height, left : left + block_width]
-        added = block.size - int(block.sum())
+        added = block.size - int(np.count_nonzero(block))
         if 0 < added <= most:
             block[:] = True
             return added
