@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
+from benchmarks.loader import pillow_crop
 from pathfm.augment import apply
 from pathfm.augment.config import DINOV2, PATHOLOGY, CropsConfig
 from pathfm.augment.draw import BRIGHTNESS, CONTRAST, HUE, NOT_SOLARISED, SATURATION, draw_crops
@@ -174,3 +175,18 @@ def test_operations_happen_in_the_order_resize_stain_jitter_grey_blur_solarise_o
     crop = apply.solarise(apply.blur(apply.grayscale(crop), plan.blur_sigma), 128)
     crop = apply.orient(crop, True, True, plan.quarter_turns)
     np.testing.assert_array_equal(apply.apply_plan(plan, image), crop)
+
+
+def test_whole_crops_of_real_tiles_are_pillows(shared_data):
+    """Of the same plans. Pillow truncates after each operation and keeps 8 bits of hue, so its own steps add up."""
+    files = sorted((shared_data / "osteosarcoma3" / "images").iterdir())[::40]
+    images = [Image.open(file) for file in files]
+    plans = draw_crops(DINOV2, CropsConfig(), [image.size[::-1] for image in images], seed=0, positions=range(24))
+    of_crops = [
+        np.abs(apply.apply_plan(plan, np.array(image)).astype(float) - pillow_crop(plan, image)).mean()
+        for b, image in enumerate(images)
+        for plan in plans.of_sample(b)
+    ]
+    assert len(of_crops) == 240
+    assert np.mean(of_crops) < MAX_MEAN_DIFFERENCE / 2
+    assert np.quantile(of_crops, 0.95) < MAX_MEAN_DIFFERENCE
