@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Int
 
 from pathfm.data.order import SampleOrder
-from pathfm.data.permutation import keys_of, permuted
+from pathfm.data.permutation import keys_of, permuted, stepped
 from pathfm.errors import UserError, listed, nearest
 
 
@@ -63,10 +63,9 @@ class MixedOrder:
     """
 
     def __init__(self, shares: Sequence[Share], seed: int) -> None:
-        self.seed = seed
         self.epoch_size = sum(share.num_draws for share in shares)
         self._places = SampleOrder(self.epoch_size, seed)
-        self._names = [share.cohort for share in shares]
+        self._keys = keys_of(seed, [(f"order of cohort {share.cohort}", 0) for share in shares])
         self._first_rows = np.array([share.first_row for share in shares], np.int64)
         self._num_rows = np.array([share.num_rows for share in shares], np.int64)
         self._num_draws = np.array([share.num_draws for share in shares], np.int64)
@@ -86,7 +85,5 @@ class MixedOrder:
 
     def _permuted(self, rows: np.ndarray, cohorts: np.ndarray, rounds: np.ndarray) -> np.ndarray:
         """Rows of cohorts under the key of (cohort, round)."""
-        different, which = np.unique(rounds * len(self._names) + cohorts, return_inverse=True)
-        pairs = (divmod(number, len(self._names)) for number in different.tolist())
-        keys = keys_of(self.seed, [(f"order of cohort {self._names[cohort]}", turn) for turn, cohort in pairs])
-        return permuted(rows.astype(np.uint64), self._num_rows[cohorts].astype(np.uint64), keys[:, which])
+        keys = stepped(self._keys[:, cohorts], rounds.astype(np.uint64))
+        return permuted(rows.astype(np.uint64), self._num_rows[cohorts].astype(np.uint64), keys)

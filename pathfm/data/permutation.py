@@ -14,7 +14,8 @@ from pathfm.random_streams import stream
 
 # P values  R rounds
 _ROUNDS = 8  # small domains (few bits per half) need more than the classical four
-_MIX_A, _MIX_B = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)  # splitmix64's finaliser
+_STEP = np.uint64(0x9E3779B97F4A7C15)  # of splitmix64 (Steele et al. 2014), and its finaliser's factors:
+_MIX_A, _MIX_B = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
 
 def permuted(
@@ -36,7 +37,12 @@ def keys_of(seed: int, permutations: Sequence[tuple[str, int]]) -> UInt64[np.nda
     return np.array(keys, np.uint64).reshape(-1, _ROUNDS).T
 
 
-@lru_cache(maxsize=4096)
+def stepped(keys: UInt64[np.ndarray, "R P"], steps: UInt64[np.ndarray, " P"]) -> UInt64[np.ndarray, "R P"]:
+    """The keys of the step-th of a series of permutations: splitmix64's numbers from each key on."""
+    return _mixed(keys + steps * _STEP)
+
+
+@lru_cache(maxsize=256)
 def _round_keys(seed: int, name: str, number: int) -> tuple[int, ...]:
     return tuple(stream(seed, number, name).integers(0, 2**64, size=_ROUNDS, dtype=np.uint64).tolist())
 
@@ -65,7 +71,7 @@ def _feistel(values: np.ndarray, bits: np.ndarray, keys: np.ndarray) -> np.ndarr
 
 
 def _mixed(values: np.ndarray) -> np.ndarray:
-    """64 bits in, 64 well-mixed bits out (splitmix64's finaliser; Steele et al. 2014)."""
+    """64 bits in, 64 well-mixed bits out (splitmix64's finaliser)."""
     values = (values ^ (values >> np.uint64(30))) * _MIX_A
     values = (values ^ (values >> np.uint64(27))) * _MIX_B
     return values ^ (values >> np.uint64(31))

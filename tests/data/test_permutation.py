@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pathfm.data.permutation import keys_of, permuted
+from pathfm.data.permutation import keys_of, permuted, stepped
 
 
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=6), st.integers(0, 2**63 - 1))
@@ -33,3 +33,12 @@ def test_the_largest_domains_stay_within_their_bounds_and_collide_nowhere(size, 
 def test_seeds_names_and_numbers_give_keys_of_their_own():
     columns = [keys_of(seed, [(name, number)]).tobytes() for seed in (0, 1) for name in "ab" for number in (0, 1)]
     assert len(set(columns)) == 8
+
+
+def test_each_step_of_a_series_is_another_permutation():
+    keys = keys_of(0, [("series", 0)])
+    size, places = np.array([1000], np.uint64), np.arange(1000, dtype=np.uint64)
+    series = [permuted(places, size, stepped(keys, np.array([step], np.uint64))) for step in range(20)]
+    assert all(sorted(order.tolist()) == list(range(1000)) for order in series)
+    agreements = [(one == other).sum() for one in series for other in series if one is not other]
+    assert max(agreements) < 10  # one is expected of two random orders
