@@ -158,9 +158,10 @@ _DATASETS: dict[str, Callable[..., Dataset]] = {
 
 
 def _class_names(files: IndexFiles) -> dict[int, str]:
-    """Original label -> name, from class-ids.npy or else from whatever labels occur in a split."""
+    """Original label -> name, from class-ids.npy or else from whatever labels occur in a split or this subset."""
     if files.class_ids.is_file():
         return read_class_ids(files.class_ids)
-    splits = (replace(files, name=split).entries for split in KNN.SPLITS)
-    labels = (np.unique(open_entries(path)["class_index"]) for path in splits if path.is_file())
-    return {label: f"class_{label}" for label in np.unique(np.concatenate(list(labels))).tolist()}
+    splits = (replace(files, name=split, suffix=suffix) for split in KNN.SPLITS for suffix in ("", files.suffix))
+    paths = {split.entries for split in splits if split.entries.is_file()}
+    labels = np.concatenate([np.unique(open_entries(path)["class_index"]) for path in paths])
+    return {label: f"class_{label}" for label in np.unique(labels).tolist()}

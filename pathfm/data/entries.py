@@ -175,8 +175,8 @@ def write_class_ids(path: Path, class_names: Mapping[int, str]) -> None:
 def read_class_ids(path: Path) -> dict[int, str]:
     """Label -> class name, in the file's order."""
     rows = _read_object(path)
-    if rows.ndim != 2 or rows.shape[1] != 2 or not all(type(row[0]) is int and type(row[1]) is str for row in rows):
-        raise UserError(f"{path} must hold an object array [C, 2] of labels and class names")
+    if rows.ndim != 2 or rows.shape[1] != 2 or not len(rows) or not all(map(_is_class, rows)):
+        raise UserError(f"{path} must hold an object array [C, 2] of labels (0 or more) and class names")
     return {row[0]: row[1] for row in rows}
 
 
@@ -234,6 +234,10 @@ def _kind_of(table: np.ndarray) -> str:
     """What a table with other columns than were asked for is."""
     kinds = {4: " (the index of one tar)", 5: " (a concatenation of cohorts, for PathologyFoundation)"}
     return f"{table.dtype} {list(table.shape)}{kinds.get(table.shape[-1], '') if table.ndim == 2 else ''}"
+
+
+def _is_class(row: np.ndarray) -> bool:
+    return type(row[0]) is int and row[0] >= 0 and type(row[1]) is str
 
 
 def _read_side_car(path: Path, build: Callable[[dict[str, Any]], Built]) -> Built | None:

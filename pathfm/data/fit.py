@@ -8,6 +8,7 @@ from jaxtyping import Int64
 from pathfm.data.cohorts import FULL_CHECK_ROWS, Cohort, Misfit, is_concatenated, unsorted
 from pathfm.data.entries import CohortTar, SideCar
 from pathfm.data.tar_walk import TarWalk
+from pathfm.errors import listed
 from pathfm.log import get_logger
 
 _log = get_logger(__name__)
@@ -22,9 +23,9 @@ def demand_fit(
 
     `described`: by cohort, what the side-car knows of its tar and rows, where there is one.
     """
-    for cohort in cohorts:
-        if said := described.get(cohort.name):
-            _demand_described(cohort, said)
+    found = [(cohort, said) for cohort in cohorts if (said := described.get(cohort.name))]
+    if copied := [cohort.tar for cohort, said in found if not _is_as_described(cohort, said)]:
+        _log.warning("not as old as its index says: copied, or made again since? %s", listed(map(str, copied)))
     filled = [cohort for cohort in cohorts if cohort.rows]
     for cohort in filled:
         _demand_within(entries, cohort)
@@ -33,19 +34,19 @@ def demand_fit(
         _demand_headers(entries, cohort, min(_MAX_SPOT_CHECKS_PER_TAR, _MAX_SPOT_CHECKS // len(checked)))
 
 
-def _demand_described(cohort: Cohort, said: SideCar | CohortTar) -> None:
+def _is_as_described(cohort: Cohort, said: SideCar | CohortTar) -> bool:
+    """False: the tar is of another date. Raises `Misfit` for other rows and another size."""
     if said.num_entries != len(cohort.rows):
         raise Misfit(f"has {len(cohort.rows)} rows, but its side-car counts {said.num_entries}, of {said.tar}")
     if not cohort.rows:
-        return
+        return True
     status = cohort.tar.stat()
     if said.tar_size_bytes != status.st_size:
         raise Misfit(
             f"is the index of another tar: {said.tar} had {said.tar_size_bytes} bytes, "
             f"{cohort.tar} has {status.st_size}"
         )
-    if said.tar_mtime_ns != status.st_mtime_ns:
-        _log.warning("%s is not as old as its index says: copied, or made again since?", cohort.tar)
+    return said.tar_mtime_ns == status.st_mtime_ns
 
 
 def _demand_within(entries: np.ndarray, cohort: Cohort) -> None:

@@ -166,6 +166,14 @@ def test_a_subset_of_a_split_is_read(downstream_root):
     assert len(open_dataset(string("KNN", root=downstream_root, split="query", subset="few"))) == 2
 
 
+def test_a_subset_without_class_ids_has_the_classes_of_the_whole(tmp_path, write_tar, tile):
+    root = downstream(tmp_path, write_tar, tile, CSV)
+    (root / "class-ids.npy").unlink()
+    np.save(root / "query_entries_few.npy", np.load(root / "query_entries.npy")[1:2])
+    few = KNN(root, "query", subset="few")
+    assert (few.class_labels, few.labels.tolist()) == ([7, 12, 40], [2])
+
+
 def test_there_is_no_other_split(downstream_root):
     with pytest.raises(UserError, match="split=query or split=test, not split=train"):
         open_dataset(string("KNN", root=downstream_root, split="train"))

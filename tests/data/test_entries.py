@@ -144,6 +144,13 @@ def test_class_names_keep_their_order(tmp_path):
     assert list(read_class_ids(tmp_path / "c.npy").items()) == [(7, "stroma"), (2, "tumour")]
 
 
+@pytest.mark.parametrize("rows", [np.empty((0, 2), object), np.array([[-1, "fat"]], object), np.array([[0]], object)])
+def test_tables_that_are_no_classes_are_refused(tmp_path, rows):
+    np.save(tmp_path / "c.npy", rows, allow_pickle=True)
+    with pytest.raises(UserError, match=r"must hold an object array \[C, 2\]"):
+        read_class_ids(tmp_path / "c.npy")
+
+
 class RunsCode:
     def __reduce__(self):
         return exec, ("raise SystemExit('code from a data file was run')",)

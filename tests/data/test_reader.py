@@ -291,6 +291,14 @@ def test_every_cohorts_tar_is_checked(many_cohorts):
         PathologyFoundation(many_cohorts)
 
 
+def test_tars_that_were_copied_are_one_warning(many_cohorts, warnings_logged):
+    for number in range(12):
+        os.utime(many_cohorts / f"c{number:02}.tar", (1, 1))
+    PathologyFoundation(many_cohorts)
+    (message,) = warnings_logged
+    assert re.search(r"not as old as its index says.*c00.tar, .*c09.tar and 2 more$", message)
+
+
 def test_a_cohorts_tar_that_changed_since_it_was_concatenated_is_refused(many_cohorts):
     os.truncate(many_cohorts / "c03.tar", 20480)
     with pytest.raises(UserError, match=r"c03.tar had \d+ bytes, .* has 20480; make the index again: pathfm concat"):
