@@ -93,7 +93,7 @@ def _cohorts_in(request: ConcatRequest) -> tuple[tuple[CohortTar, ...], Mapping[
 
 def _names_in(root: Path, suffix: str) -> list[str]:
     """The names of a folder's indices, also of those without this subset."""
-    endings = {"_entries.npy", f"_entries_{suffix}.npy" if suffix else "_entries.npy"}
+    endings = ["_entries.npy"] + ([f"_entries_{suffix}.npy"] if suffix else [])
     names = {
         path.name.removesuffix(ending)
         for ending in endings
