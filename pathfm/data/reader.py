@@ -128,10 +128,6 @@ class Reader:
             raise self._explained(unsorted(self.entries, row))
         return self.cohorts[index]
 
-    def close(self) -> None:
-        """Let go of the tars; the next read opens them again."""
-        self._open_tars.clear()
-
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_open_tars": OrderedDict(), "_entries": None}
 
