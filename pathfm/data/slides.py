@@ -6,16 +6,16 @@ from posixpath import basename, dirname, splitext
 from pathfm.data.entries import printable
 from pathfm.errors import UserError
 
-# A name that holds a digit, then up to two coordinates or numbers: slide_7_x512_y1024, TCGA-A1-DX1_12_34, slide_7-3.
-_TILE = re.compile(r"(.*?\d.*?)(?:[-_ ,(]+[xy]?=?\d+\)?){0,2}", re.IGNORECASE)
+_NUMBER_AT_THE_END = re.compile(r"[-_ ,(]+[xy]?=?\d+\)?$", re.IGNORECASE)  # _1024, -7, _x512, (3
+_DIGIT = re.compile(r"\d")
 _COORDINATES_ALONE = re.compile(r"(?:[xy]?=?\d+|[-_ ,()])+", re.IGNORECASE)
 
 
 class SlideNames:
     """Slides by file name: what `pattern` finds in a member's path (its first group, if it has one).
 
-    Without a pattern a slide is the file's name without the two numbers or coordinates at its end, or the name of its
-    folder when nothing else is in the name.
+    Without a pattern a slide is the file's name without the two numbers or coordinates at its end, as long as a number
+    is left, or the name of its folder when nothing but numbers is in the name.
     """
 
     def __init__(self, pattern: str | None = None) -> None:
@@ -40,5 +40,7 @@ def _guessed(path: str) -> str:
     name = splitext(basename(path))[0]
     if _COORDINATES_ALONE.fullmatch(name):
         return basename(dirname(path)) or name
-    found = _TILE.fullmatch(name)
-    return found.group(1) if found else name
+    for _ in range(2):
+        shorter = _NUMBER_AT_THE_END.sub("", name)
+        name = shorter if _DIGIT.search(shorter) else name  # tile_7 is no tile of a slide called 'tile'
+    return name

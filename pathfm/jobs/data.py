@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pathfm.data.contact_sheet import contact_sheet
-from pathfm.data.datasets import open_dataset
+from pathfm.data.datasets import Regions, open_dataset
 from pathfm.data.summary import Summary, summarise
 from pathfm.files import written_aside
 from pathfm.log import start_logging
@@ -17,6 +17,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     start_logging()
     dataset = open_dataset(arguments.dataset)
     print(f"{arguments.dataset}\n{summary_text(summarise(dataset))}")
+    if isinstance(dataset, Regions):
+        return 0  # features are nothing to look at
     sheet = arguments.sheet or Path(f"{dataset.name}_sheet.png")
     with written_aside(sheet) as aside:
         contact_sheet(dataset).save(aside, format="PNG")
@@ -76,7 +78,9 @@ def _amount(num_bytes: int) -> str:
 
 
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser("pathfm data", description="Show what is in a data set: tables, and a contact sheet.")
+    parser = ArgumentParser(
+        "pathfm data", description="Show what is in a data set: tables, and a contact sheet of images."
+    )
     parser.add_argument("dataset", metavar="DATASET", help="e.g. Pathology:root=/data")
     parser.add_argument("--sheet", type=Path, metavar="PNG", help="the contact sheet (default: NAME_sheet.png, here)")
     return parser

@@ -21,6 +21,16 @@ def test_a_data_set_is_shown_as_tables_and_as_a_picture(tmp_path, monkeypatch, c
     assert (tmp_path / "new" / "sheet.png").is_file()
 
 
+def test_regions_are_counted_and_not_drawn(tmp_path, monkeypatch, capsys):
+    (tmp_path / "region.pt").write_bytes(b"features")
+    monkeypatch.chdir(tmp_path)
+    assert main(["data", f"Regions:root={tmp_path}"]) == 0
+    said = capsys.readouterr().out
+    assert "no readable image (1 looked at)" in said
+    assert "drawn" not in said
+    assert list(tmp_path.glob("*.png")) == []
+
+
 def test_a_data_set_that_is_not_there_is_one_line(tmp_path, capsys):
     assert main(["data", f"Pathology:root={tmp_path}"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
