@@ -9,6 +9,7 @@ from PIL import Image
 from pathfm.data.datasets import KNN, Dataset
 from pathfm.data.decode import DecodeError, decode
 from pathfm.data.fit import spread
+from pathfm.data.labels import distinct_names
 from pathfm.sheets import captioned, in_columns, paper, stacked
 
 _SIDE = 112  # pixels of a tile
@@ -36,8 +37,8 @@ def contact_sheet(dataset: Dataset) -> Image.Image:
 def _groups(dataset: Dataset) -> Mapping[str, Int64[np.ndarray, " rows"]]:
     """Name -> rows, of the groups that have any."""
     if isinstance(dataset, KNN):
-        classes = (np.flatnonzero(dataset.labels == label) for label in range(len(dataset.class_names)))
-        groups = dict(zip(dataset.class_names, classes, strict=True))
+        classes = (np.flatnonzero(dataset.labels == label) for label in range(len(dataset.class_labels)))
+        groups = dict(zip(distinct_names(dataset), classes, strict=True))
     else:
         groups = {name: np.arange(rows.start, rows.stop) for name, rows in dataset.cohorts.items()}
     return {name: rows for name, rows in groups.items() if len(rows)}

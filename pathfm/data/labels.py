@@ -19,5 +19,11 @@ def class_counts(dataset: Dataset) -> dict[str, int]:
         labels, numbers = np.unique(dataset.entries["class_index"][begin : begin + _ROWS_AT_ONCE], return_counts=True)
         counts.update(dict(zip(labels.tolist(), numbers.tolist(), strict=True)))
     if isinstance(dataset, KNN):
-        return {name: counts[label] for label, name in zip(dataset.class_labels, dataset.class_names, strict=True)}
+        return {name: counts[label] for label, name in zip(dataset.class_labels, distinct_names(dataset), strict=True)}
     return {f"class_{label}": counts[label] for label in sorted(counts)}
+
+
+def distinct_names(dataset: KNN) -> list[str]:
+    """The name of each class, with its label where two classes go by one name."""
+    names = zip(dataset.class_names, dataset.class_labels, strict=True)
+    return [f"{name} (label {label})" if dataset.class_names.count(name) > 1 else name for name, label in names]

@@ -3,6 +3,7 @@ import pytest
 
 from pathfm.data.concat import ConcatRequest, concat
 from pathfm.data.datasets import KNN, PathologyFoundation, open_dataset
+from pathfm.data.entries import write_class_ids
 from pathfm.data.index import IndexRequest, build_index
 from pathfm.data.summary import summarise
 
@@ -37,6 +38,8 @@ def test_cohorts_and_classes_are_counted_by_name(tmp_path, write_tar, tile):
     (tmp_path / "labels.csv").write_text(f"filename,label,class\n{rows}\n")
     build_index(IndexRequest(tar, tmp_path, "query", csv=tmp_path / "labels.csv"))
     assert summarise(KNN(tmp_path, "query")).classes == {"kind 2": 2, "kind 1": 2, "kind 0": 2}
+    write_class_ids(tmp_path / "class-ids.npy", {3: "kind", 5: "kind", 7: "other"})
+    assert list(summarise(KNN(tmp_path, "query")).classes) == ["kind (label 3)", "kind (label 5)", "other"]
 
 
 def test_of_many_samples_some_are_weighed_and_the_rest_reckoned(tiles_root, monkeypatch):
