@@ -22,6 +22,7 @@ from pathfm.training.config import OptimConfig, TrainConfig
 _NOT_IDENTITY = (
     "train.dataset_path",
     "data.corrupt_samples",
+    "data.max_neighbours",
     "optim.max_skipped_steps",
     "train.num_workers",
     "train.device",

@@ -127,7 +127,7 @@ class _RankBatches(Dataset[Batch | UserError]):
         files = [tried.file for tried in skipped if tried.position == position]
         raise UserError(
             f"{dataset.tar_of(row)}: {len(files)} samples in a row, from {row} on, cannot be decoded "
-            f"({listed(files)}); the last one: {skipped[-1].reason}"
+            f"({listed(files)}); the last one: {skipped[-1].reason}. Mend the tar, or raise data.max_neighbours"
         )
 
     def _tried(self, row: int) -> Iterator[int]:
