@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Float32, Float64, UInt8
+from jaxtyping import Float64, UInt8
 
 from pathfm.augment.draw import BRIGHTNESS, CONTRAST, HUE, NOT_SOLARISED, SATURATION, UNCHANGED_FACTORS, CropPlan
 
@@ -21,9 +21,8 @@ _IDENTITY = np.eye(3, 4)
 _TO_GREY = np.column_stack([np.tile(LUMA, (3, 1)), np.zeros(3)])
 _ONE_LEVEL = np.tile([0.0, 0.0, 0.0, 1.0], (3, 1))  # adds 1 to every channel
 
-_BLUR_REACH = 4  # pixels to each side: a kernel of 9, DINOv2's
-BLUR_OFFSETS = np.arange(-_BLUR_REACH, _BLUR_REACH + 1)
-_LEAST_WEIGHT = 1e-4  # of a kernel's outermost pixel: 255 times less is a fortieth of a grey level
+BLUR_REACH = 4  # pixels to each side: a kernel of 9, DINOv2's
+_NEGLIGIBLE_FROM = 4.3  # sigmas: a pixel there has a ten-thousandth of the middle one's weight
 
 # Optical density (red, green, blue) of one unit of haematoxylin, eosin and a residual stain (DAB).
 # Ruifrok and Johnston, Analytical and Quantitative Cytology and Histology 23 (2001).
@@ -98,11 +97,10 @@ def grayscale(crop: UInt8[np.ndarray, "S S 3"]) -> UInt8[np.ndarray, "S S 3"]:
 
 def blur(crop: UInt8[np.ndarray, "S S 3"], sigma: float) -> UInt8[np.ndarray, "S S 3"]:
     """Gaussian blur with a 9 x 9 kernel, sigma in pixels, mirrored at the border; sigma 0 leaves the crop."""
-    if sigma == 0:
+    reach = min(BLUR_REACH, int(_NEGLIGIBLE_FROM * sigma))
+    if reach == 0:
         return crop
-    kernel = _gaussian(sigma)
-    if len(kernel) == 1:
-        return crop
+    kernel = cv2.getGaussianKernel(2 * reach + 1, sigma, cv2.CV_32F)
     # Not cv2.GaussianBlur, whose bit-exact integer arithmetic for bytes is slower and no closer to the formula.
     return cv2.sepFilter2D(crop, -1, kernel, kernel, borderType=cv2.BORDER_REFLECT_101)
 
@@ -138,13 +136,5 @@ def _turn_hue(crop: UInt8[np.ndarray, "S S 3"], turns: float) -> UInt8[np.ndarra
     # In float, where hue is in degrees: 8 bits of hue would be steps of 1.4 degrees. OpenCV takes hues from 360 on
     # back into the circle, but not negative ones, so a turn to the left is a longer one to the right.
     hsv = cv2.cvtColor(crop.astype(np.float32), cv2.COLOR_RGB2HSV)
-    hsv = cv2.add(hsv, (360 * (turns % 1), 0, 0, 0), dst=hsv)
-    return cv2.convertScaleAbs(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB))
-
-
-def _gaussian(sigma: float) -> Float32[np.ndarray, " taps"]:
-    """Weights of a Gaussian kernel of at most 9 pixels, without the outermost ones that could change nothing."""
-    weights = np.exp(-0.5 * (BLUR_OFFSETS / sigma) ** 2)
-    weights /= weights.sum()
-    weights = weights[weights > _LEAST_WEIGHT]
-    return (weights / weights.sum()).astype(np.float32)
+    hsv[..., 0] += 360 * (turns % 1)
+    return cv2.convertScaleAbs(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB, dst=hsv))

@@ -17,10 +17,12 @@ import torch
 from jaxtyping import Bool, Float, Float32, Int, UInt8
 from torch import Tensor
 
-from pathfm.augment.apply import BLUR_OFFSETS, DENSITY_OF_STAINS, LUMA, STAINS_OF_DENSITY
+from pathfm.augment.apply import BLUR_REACH, DENSITY_OF_STAINS, LUMA, STAINS_OF_DENSITY
 from pathfm.augment.config import NUM_GLOBAL_CROPS, CropsConfig
 from pathfm.augment.draw import BRIGHTNESS, CONTRAST, HUE, SATURATION, UNCHANGED_FACTORS
 from pathfm.batch import Batch
+
+_BLUR_OFFSETS = np.arange(-BLUR_REACH, BLUR_REACH + 1)
 
 Crops = Float32[Tensor, "N 3 S S"]
 Plans = dict[str, Tensor]  # the fields of `CropPlans`: [B, C, ...], or [N, ...] once flattened
@@ -169,7 +171,7 @@ def _blurred(crops: Crops, sigma: Float32[Tensor, " N"]) -> Crops:
 def _taps(size: int, device: torch.device) -> Float32[Tensor, "K S S"]:
     """For each offset of the blur the matrix that shifts a line by it, mirrored at the border."""
     period = max(2 * (size - 1), 1)
-    place = (np.arange(size) + BLUR_OFFSETS[:, None]) % period
+    place = (np.arange(size) + _BLUR_OFFSETS[:, None]) % period
     mirrored = np.minimum(place, period - place) if size > 1 else place
     return torch.from_numpy(np.eye(size, dtype=np.float32)[mirrored]).to(device)
 
@@ -187,7 +189,7 @@ class _Constants(NamedTuple):
 def _constants(device: torch.device) -> _Constants:
     """Copied to the device once: a copy at every step would make the host wait."""
     grey = np.tile(LUMA, (3, 1))
-    arrays = LUMA[:, None, None], np.eye(3), grey, DENSITY_OF_STAINS, STAINS_OF_DENSITY, BLUR_OFFSETS
+    arrays = LUMA[:, None, None], np.eye(3), grey, DENSITY_OF_STAINS, STAINS_OF_DENSITY, _BLUR_OFFSETS
     return _Constants(*(torch.from_numpy(array.astype(np.float32)).to(device) for array in arrays))
 
 
