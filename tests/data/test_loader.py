@@ -132,7 +132,7 @@ def test_however_many_are_damaged_the_neighbour_that_is_not_is_found(tmp_path, w
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_too_many_damaged_neighbours_end_in_one_line(damaged_root, num_workers):
-    message = r"^\S*pretrain_dataset.tar: 2 samples in a row, from 4 on, cannot be decoded \(04.png, 05.png\);[^\n]+max_neighbours$"
+    message = r"^\S*_dataset.tar: 2 samples in a row, from 4 on, cannot be decoded \(04.png, 05.png\);.+max_neighbours$"
     with pytest.raises(UserError, match=message):
         batches(damaged_root, max_neighbours=1, num_workers=num_workers)
 
