@@ -29,7 +29,10 @@ Plans = dict[str, Tensor]  # the fields of `CropPlans`: [B, C, ...], or [N, ...]
 
 
 def crop_on_device(batch: Batch, crops: CropsConfig) -> Batch:
-    """The batch with its crops made from `batch.uncropped`, on the device where that is."""
+    """The batch with its crops made from `batch.uncropped`, on the device where that is.
+
+    For tiles: the images stand there as floats, 12 bytes a pixel, and every crop weighs all lines of its image.
+    """
     assert batch.uncropped is not None
     images, plans = batch.uncropped.images, batch.uncropped.plans
     first_local = NUM_GLOBAL_CROPS

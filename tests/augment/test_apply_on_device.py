@@ -87,6 +87,13 @@ def test_what_leaves_a_crop_leaves_every_byte(tiles):
     np.testing.assert_array_equal(ours[0], tiles[0].transpose(2, 0, 1))
 
 
+def test_neither_shapes_nor_steps_depend_on_what_was_drawn(tiles):
+    """Meta tensors have no values: whatever looked at one, as a host that waits for its device does, would fail."""
+    plans = draw_crops(PATHOLOGY, CROPS, [tile.shape[:2] for tile in tiles], 0, range(12))
+    tensors = uncropped(tiles, plans).with_every_tensor(lambda tensor: tensor.to("meta"))
+    assert apply_plans(tensors.plans, tensors.images, 56).shape == (72, 3, 56, 56)
+
+
 def samples_of(tiles):
     return [Sample(position, 100 + position, tile) for position, tile in enumerate(tiles)]
 
