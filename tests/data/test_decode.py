@@ -2,6 +2,7 @@ import io
 import struct
 import zlib
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -138,6 +139,14 @@ def test_sixteen_bits_are_scaled_to_eight(format):
     assert image.shape == (1, 5, 3)
 
 
+@pytest.mark.parametrize("format", ["png", "tiff"])
+def test_colours_of_sixteen_bits_become_colours_of_eight(format):
+    colours = np.random.default_rng(0).integers(0, 2**16, (20, 30, 3), dtype=np.uint16)
+    written, content = cv2.imencode(f".{format}", colours[..., ::-1])
+    assert written
+    assert np.abs(decode(content.tobytes()) - colours / 257).max() <= 1
+
+
 def test_floating_point_pixels_are_refused():
     with pytest.raises(DecodeError, match="floating-point"):
         decode(encoded(Image.fromarray(PIXELS[..., 0].astype(np.float32)), "TIFF"))
@@ -180,6 +189,14 @@ def test_a_damaged_jpeg_is_judged_as_pillow_judges_it(data):
     for _ in range(data.draw(st.integers(1, 3))):
         jpeg[data.draw(st.integers(0, len(jpeg) - 1))] = data.draw(st.integers(0, 255))
     assert outcome(bytes(jpeg)) == by_pillow_alone(bytes(jpeg))
+
+
+def test_a_jpeg_that_claims_to_be_a_bomb_is_refused_by_its_header():
+    claims = bytearray(encoded(smooth(), "JPEG"))
+    size = claims.index(b"\xff\xc0") + 5  # height and width in the start of frame
+    claims[size : size + 4] = struct.pack(">HH", 8193, 8193)
+    with pytest.raises(DecodeError, match="claims 8193 x 8193 pixels"):
+        decode(bytes(claims))
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
