@@ -151,10 +151,10 @@ def _files_of(tar: Path) -> Iterator[tuple[list[str], np.ndarray, np.ndarray]]:
 
 def _repeated(cohort: str, starts: Int64[np.ndarray, " R"]) -> list[Check]:
     """Rows that are the same bytes of the tar."""
-    num_repeated = len(starts) - len(np.unique(starts))
+    num_repeated = int((np.diff(np.sort(starts)) == 0).sum())
     if not num_repeated:
         return []
-    said = f"cohort {cohort}: {num_repeated:,} rows are the very bytes of another row (hard links, or listed twice)"
+    said = f"cohort {cohort}: {num_repeated:,} of {len(starts):,} rows are the bytes of another one (hard links?)"
     return [Check("rows", "warning", said)]
 
 
@@ -165,7 +165,7 @@ def _misnumbered(
     wrong = min(_count_wrong(file_index - first, starts, files) for first in (0, 1))
     if not wrong:
         return []
-    said = f"cohort {cohort}: the file index of {wrong:,} rows counts another file, so file_indices.npy misnames them"
+    said = f"cohort {cohort}: {wrong:,} of {len(starts):,} file indices count another file, so names are wrong"
     return [Check("rows", "warning", said)]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Int64, Shaped
@@ -16,7 +17,8 @@ from pathfm.data.findings import Check, first_cases
 from pathfm.log import progress
 
 _DIGEST_BYTES = 16  # of blake2b: no two of 10^9 different samples will meet
-_ROWS_AHEAD = 1024  # read and waiting to be decoded
+_ROWS_AHEAD = 1024  # being decoded, and as many being fetched
+_COPIES_SHOWN = 3  # of each group of them
 
 Decoder = Callable[[bytes], object]  # raises DecodeError
 
@@ -47,11 +49,14 @@ def read_samples(dataset: Dataset, rows: Int64[np.ndarray, " S"], decoder: Decod
 def _hashed_and_decoded(
     dataset: Dataset, rows: Int64[np.ndarray, " S"], decoder: Decoder
 ) -> Iterator[tuple[bytes, str]]:
+    """The disk fetches the next samples while these are decoded."""
+    blocks = [rows[begin : begin + _ROWS_AHEAD] for begin in range(0, len(rows), _ROWS_AHEAD)]
+    dataset.will_need(rows[:_ROWS_AHEAD].tolist())
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        for begin in range(0, len(rows), _ROWS_AHEAD):
-            some = rows[begin : begin + _ROWS_AHEAD].tolist()
-            dataset.will_need(some)
-            yield from pool.map(partial(_hash_and_decode, decoder), [dataset.read_bytes(row) for row in some])
+        for block, following in pairwise([*blocks, rows[:0]]):
+            encoded = [dataset.read_bytes(row) for row in block.tolist()]
+            dataset.will_need(following.tolist())
+            yield from pool.map(partial(_hash_and_decode, decoder), encoded)
 
 
 def _hash_and_decode(decoder: Decoder, encoded: bytes) -> tuple[bytes, str]:
@@ -76,7 +81,7 @@ def check_decoding(dataset: Dataset, samples: ReadSamples) -> list[Check]:
         Check(
             "decoding",
             "damage",
-            f"cohort {cohort}: {len(rows):,} samples cannot be decoded ({how_many})",
+            f"cohort {cohort}: {len(rows):,} cannot be decoded ({how_many})",
             first_cases(f"{dataset.name_of(row)} (row {row}): {samples.undecodable[row]}" for row in rows),
         )
         for cohort, rows in damaged.items()
@@ -90,6 +95,13 @@ def check_duplicates(dataset: Dataset, samples: ReadSamples) -> Check:
     if not num_repeats:
         return Check("duplicates", "ok", f"none among the {len(samples.rows):,} samples read")
     groups = (samples.rows[group_of == group].tolist() for group in np.flatnonzero(sizes > 1))
-    cases = first_cases(" = ".join(f"{dataset.name_of(row)} (row {row})" for row in group) for group in groups)
+    cases = first_cases(_as_case(dataset, group) for group in groups)
     said = f"{num_repeats:,} of the {len(samples.rows):,} samples read are copies of another one"
     return Check("duplicates", "warning", said, cases)
+
+
+def _as_case(dataset: Dataset, copies: list[int]) -> str:
+    """The first of them by name: of empty glass there may be thousands."""
+    shown = " = ".join(f"{dataset.name_of(row)} (row {row})" for row in copies[:_COPIES_SHOWN])
+    more = len(copies) - _COPIES_SHOWN
+    return shown + (f" and {more:,} more" if more > 0 else "")

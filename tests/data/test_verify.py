@@ -108,7 +108,7 @@ def test_an_image_that_cannot_be_decoded_is_named_with_cohort_and_reason(two_coh
     concat(ConcatRequest(two_cohorts, two_cohorts))
     check = the_check(found(f"PathologyFoundation:root={two_cohorts}"), "decoding")
     assert check.verdict == "damage"
-    assert check.said == "cohort luad: 1 samples cannot be decoded (160 of 160 samples read)"
+    assert check.said == "cohort luad: 1 cannot be decoded (160 of 160 samples read)"
     assert check.cases[0].startswith("luad_07.png (row 107): ")
 
 
@@ -119,13 +119,13 @@ def test_as_many_samples_are_read_as_are_asked_for(root):
 
 
 def test_an_image_that_is_there_twice_is_named_with_its_copy(root, pack_tiles, tile):
-    pack_tiles(root / "pretrain_dataset.tar", "pretrain", {3: tile(1), 90: tile(1), 91: tile(1)})
+    pack_tiles(root / "pretrain_dataset.tar", "pretrain", dict.fromkeys((3, 90, 91, 92), tile(1)))
     verification = found(f"Pathology:root={root}")
     assert not_well(verification) == [("duplicates", "warning")]
     check = the_check(verification, "duplicates")
-    assert check.said == "2 of the 100 samples read are copies of another one"
+    assert check.said == "3 of the 100 samples read are copies of another one"
     named = [f"pretrain_dataset_{row:02}.png (row {row})" for row in (3, 90, 91)]
-    assert check.cases == (" = ".join(named),)
+    assert check.cases == (" = ".join(named) + " and 1 more",)
 
 
 def test_a_row_that_is_listed_twice_is_warned_of(root):
@@ -133,7 +133,9 @@ def test_a_row_that_is_listed_twice_is_warned_of(root):
         entries[50] = entries[51]
 
     change_entries(root / "pretrain_entries.npy", repeat)
-    assert the_check(found(f"Pathology:root={root}", num_decoded=0), "rows").said.startswith("cohort pretrain: 1 rows")
+    assert the_check(found(f"Pathology:root={root}", num_decoded=0), "rows").said.startswith(
+        "cohort pretrain: 1 of 100 rows"
+    )
 
 
 def test_file_indices_from_one_are_those_of_old_files_and_other_ones_are_warned_of(root):
@@ -149,7 +151,7 @@ def test_file_indices_from_one_are_those_of_old_files_and_other_ones_are_warned_
     change_entries(root / "pretrain_entries.npy", exchange)
     check = the_check(found(f"Pathology:root={root}"), "rows")
     assert check.verdict == "warning"
-    assert "the file index of 2 rows counts another file" in check.said
+    assert "2 of 100 file indices count another file" in check.said
 
 
 @pytest.mark.parametrize("tiles", [NUM_TILES, NUM_TILES - 1])

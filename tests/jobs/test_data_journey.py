@@ -126,7 +126,7 @@ def test_verification_then_names_the_tile(dataset: str, run: Path, place: Path):
     words = pathfm("verify", dataset, "--output", place / "damaged.json")
     done = subprocess.run(words, capture_output=True, text=True, env=environment(), timeout=300)
     assert done.returncode == 1
-    assert "cohort luad: 1 samples cannot be decoded" in done.stdout
+    assert "cohort luad: 1 cannot be decoded" in done.stdout
     found = json.loads((place / "damaged.json").read_text())
     (check,) = [check for check in found["checks"][dataset] if check["verdict"] == "damage"]
     (case,) = check["cases"]
