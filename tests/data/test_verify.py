@@ -133,9 +133,8 @@ def test_a_row_that_is_listed_twice_is_warned_of(root):
         entries[50] = entries[51]
 
     change_entries(root / "pretrain_entries.npy", repeat)
-    assert the_check(found(f"Pathology:root={root}", num_decoded=0), "rows").said.startswith(
-        "cohort pretrain: 1 of 100 rows"
-    )
+    check = the_check(found(f"Pathology:root={root}", num_decoded=0), "rows")
+    assert check.said.startswith("cohort pretrain: 1 of 100 rows are the bytes of another one")
 
 
 def test_file_indices_from_one_are_those_of_old_files_and_other_ones_are_warned_of(root):
