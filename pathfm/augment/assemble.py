@@ -7,7 +7,6 @@ M masked patches. Rows are view-major: crop v of sample b is row v * B + b.
 from collections.abc import Sequence
 from typing import Protocol
 
-import cv2
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
@@ -100,8 +99,8 @@ class Assemble:
         for b, image in enumerate(images):
             image = np.require(image, requirements="W")  # torch warns about read-only memory, as Pillow's is
             for plan, room in zip(plans.of_sample(b), rooms, strict=True):
-                cv2.split(apply_plan(plan, image), list(room[b]))  # writes the three planes where they belong
-        return global_crops.flatten(0, 1), local_crops.flatten(0, 1)
+                room[b] = apply_plan(plan, image)
+        return _as_channels_first(global_crops), _as_channels_first(local_crops)
 
 
 def uncropped(images: Sequence[UInt8[np.ndarray, "H W 3"]], plans: CropPlans) -> Uncropped:
@@ -119,5 +118,10 @@ def mask_weights(masks: Bool[Tensor, "GB L"]) -> Float[Tensor, " M"]:
     return per_crop.clamp(min=1).float().reciprocal().expand_as(masks)[masks]
 
 
-def _room_for(views: int, num_samples: int, size: int) -> UInt8[Tensor, "views B 3 size size"]:
-    return torch.empty((views, num_samples, 3, size, size), dtype=torch.uint8)
+def _room_for(views: int, num_samples: int, size: int) -> UInt8[Tensor, "V B S S 3"]:
+    return torch.empty((views, num_samples, size, size, 3), dtype=torch.uint8)
+
+
+def _as_channels_first(room: UInt8[Tensor, "V B S S 3"]) -> UInt8[Tensor, "VB 3 S S"]:
+    """A view: pixels stay together in memory (torch's channels_last), as they were decoded; GPUs like it no less."""
+    return room.permute(0, 1, 4, 2, 3).flatten(0, 1)

@@ -114,7 +114,7 @@ def test_a_batch_that_is_cropped_after_the_loader_is_the_batch_that_is_cropped_i
         assert torch.equal(getattr(ours, name), getattr(oracle, name)), name
     for name in ("global_crops", "local_crops"):
         crops, expected = getattr(ours, name), getattr(oracle, name)
-        assert (crops.dtype, crops.shape, crops.is_contiguous()) == (expected.dtype, expected.shape, True)
+        assert (crops.dtype, crops.shape) == (expected.dtype, expected.shape)
         assert (crops.float() - expected.float()).abs().mean() < MAX_MEAN_DIFFERENCE
 
 

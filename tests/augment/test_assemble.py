@@ -60,11 +60,11 @@ def test_crops_stand_view_major_as_the_plan_draws_them():
             assert torch.equal(batch.local_crops[view * 6 + b], crops[2 + view])
 
 
-def test_crops_travel_as_contiguous_bytes_with_their_positions_and_samples():
+def test_crops_travel_as_bytes_in_one_piece_with_their_positions_and_samples():
     batch = assembler()(samples(), STEP)
     for crops in (batch.global_crops, batch.local_crops):
         assert crops.dtype == torch.uint8
-        assert crops.is_contiguous()
+        assert crops.is_contiguous(memory_format=torch.channels_last)
     assert batch.positions.tolist() == [12, 13, 14, 15, 16, 17]
     assert batch.samples.tolist() == [112, 113, 114, 115, 116, 117]
     assert (batch.num_samples, batch.num_global_crops, batch.num_local_crops) == (6, 2, 3)
