@@ -133,9 +133,11 @@ class Reader:
 
     def _place(self, row: int) -> tuple[Path, int, int]:
         """Tar, first byte and number of bytes of a row."""
-        entry = self.entries[row]
-        start = int(entry["start_offset"])
-        return self.cohort_of(row).tar, start, int(entry["end_offset"]) - start
+        entry, tar = self.entries[row], self.cohort_of(row).tar
+        start, end = int(entry["start_offset"]), int(entry["end_offset"])
+        if not start <= end <= self._tar_sizes_bytes[tar]:
+            raise self._explained(Misfit(f"says that row {row} is bytes {start} to {end}, which {tar} has not"))
+        return tar, start, end - start
 
     def _opened(self, tar: Path) -> "_OpenTar":
         """The tar, open; when too many are, the one that was not asked for the longest is let go."""

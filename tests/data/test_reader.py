@@ -330,6 +330,24 @@ def test_unsorted_rows_of_a_big_index_are_refused_when_they_are_read(many_cohort
         PathologyFoundation(many_cohorts).read_bytes(1)
 
 
+@pytest.mark.parametrize("place", [(9000, 8000), (2**63 + 512, 2**63 + 600), (512, 10**9)])
+def test_a_damaged_row_of_a_big_index_is_refused_when_it_is_read(many_cohorts, monkeypatch, place):
+    monkeypatch.setattr(fit, "FULL_CHECK_ROWS", 3)
+
+    def damage(entries):
+        entries[0, 2:4] = place
+        return entries
+
+    monkeypatch.setattr(fit, "_MAX_SPOT_CHECKS", 0)
+    rewritten(many_cohorts, damage)
+    dataset = PathologyFoundation(many_cohorts)
+    for read in (dataset.read_bytes, dataset.name_of, lambda row: dataset.will_need([row])):
+        with pytest.raises(
+            UserError, match=r"row 0 is bytes \d+ to \d+, which .*c00.tar has not; make the index again"
+        ):
+            read(0)
+
+
 def test_cohorts_without_a_name_are_refused(many_cohorts):
     names = read_cohort_indices(many_cohorts / "cohort_indices.npy")
     write_cohort_indices(many_cohorts / "cohort_indices.npy", names[:11])
