@@ -37,7 +37,7 @@ def _summary_text(request: PackRequest, summary: PackSummary) -> str:
 
 
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser("pathfm pack", description="Pack a folder of images, or of region features, into one tar and index it.")
+    parser = ArgumentParser("pathfm pack", description="Pack a folder of images or region features and index it.")
     parser.add_argument("folder", type=Path, help="images (or region features, .pt), also in subfolders")
     parser.add_argument("--name", required=True, help="writes NAME_dataset.tar, NAME_entries.npy, ...")
     parser.add_argument("--output", type=Path, default=Path(), help="folder for the files (default: here)")
