@@ -3,7 +3,6 @@
 import csv
 import io
 import re
-from array import array
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +23,8 @@ from pathfm.data.entries import (
     write_side_car,
 )
 from pathfm.data.folder_reader import REGION_SUFFIX
-from pathfm.data.tar_walk import TarMember, TarWalk
+from pathfm.data.tar_plain import Members
+from pathfm.data.tar_walk import TarWalk
 from pathfm.errors import UserError, listed
 from pathfm.log import get_logger, progress
 
@@ -124,29 +124,29 @@ def _list_tar(path: Path, with_paths: bool) -> _Listing:
 def _walked(walk: TarWalk, with_paths: bool) -> _Listing:
     names: list[str] = []
     paths: list[str] = []
-    starts, ends = array("Q"), array("Q")
-    for member in _with_progress(walk):
-        names.append(basename(member.path))
-        starts.append(member.start_offset)
-        ends.append(member.end_offset)
+    starts, ends = [], []
+    for members in _with_progress(walk):
+        names += map(basename, members.paths)
+        starts.append(members.start_offsets)
+        ends.append(members.end_offsets)
         if with_paths:
-            paths.append(_path_key(member.path))
+            paths += map(_path_key, members.paths)
     if not names:
         raise UserError(f"{walk.path} holds no files" + (f" (only {_counts(walk.skipped)})" if walk.skipped else ""))
     now = walk.path.stat()
     if (now.st_size, now.st_mtime_ns) != (walk.size_bytes, walk.mtime_ns):
         raise UserError(f"{walk.path} changed while it was read; index it again when it is complete")
-    offsets = np.array(starts, np.uint64), np.array(ends, np.uint64)
+    offsets = np.concatenate(starts), np.concatenate(ends)
     return _Listing(names, paths, *offsets, dict(walk.skipped), walk.size_bytes, walk.mtime_ns)
 
 
-def _with_progress(walk: TarWalk) -> Iterator[TarMember]:
+def _with_progress(walk: TarWalk) -> Iterator[Members]:
     return progress(
         walk,
         f"indexing {printable(walk.path.name)}",
         total=walk.size_bytes / 1e6,
         unit="MB",
-        done=lambda member: member.end_offset / 1e6,
+        done=lambda members: members.next_offset / 1e6,
     )
 
 

@@ -1,85 +1,28 @@
 import bz2
 import gzip
-import io
 import lzma
 import os
 import shutil
 import subprocess
 import tarfile
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pathfm.data.tar_walk import TarMember, TarWalk, number
+from pathfm.data.tar_walk import TarWalk
 from pathfm.errors import UserError
-
-FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
-parts = st.text(st.characters(codec="utf-8", exclude_characters="/\0", exclude_categories=("Cs",)), min_size=1)
-paths = st.lists(parts.filter(lambda part: part not in (".", "..")), min_size=1, max_size=3).map("/".join)
-long_paths = st.builds(lambda path, repeat: f"{path}/{'lång name/' * repeat}x", paths, st.integers(0, 40))
-short_ascii = st.from_regex(r"[a-z]{1,12}/[a-z0-9]{1,80}\.jpg", fullmatch=True)
-kinds = st.sampled_from(["file", "file", "file", "directory", "symlink", "hard link", "fifo", "companion"])
-
-
-def walked(path: Path) -> list[TarMember]:
-    return list(TarWalk(path))
-
-
-def archive(path: Path, members: list[tuple[tarfile.TarInfo, bytes]], **options) -> Path:
-    with tarfile.open(path, "w", **options) as tar:
-        for member, content in members:
-            tar.addfile(member, io.BytesIO(content))
-    return path
-
-
-def regular(name: str, content: bytes = b"tile") -> tuple[tarfile.TarInfo, bytes]:
-    member = tarfile.TarInfo(name)
-    member.size = len(content)
-    return member, content
-
-
-def special(name: str, kind: bytes, link: str = "") -> tuple[tarfile.TarInfo, bytes]:
-    member = tarfile.TarInfo(name)
-    member.type, member.linkname = kind, link
-    return member, b""
-
-
-@st.composite
-def random_members(draw, names):
-    members = []
-    for name in draw(st.lists(names, max_size=12)):
-        kind = draw(kinds)
-        files = [member.name for member, _ in members if member.isreg()]
-        if kind == "hard link" and files:
-            members.append(special(name, tarfile.LNKTYPE, draw(st.sampled_from(files))))
-        elif kind == "symlink":
-            members.append(special(name, tarfile.SYMTYPE, "elsewhere"))
-        elif kind == "directory":
-            members.append(special(name, tarfile.DIRTYPE))
-        elif kind == "fifo":
-            members.append(special(name, tarfile.FIFOTYPE))
-        else:
-            prefix, _, base = name.rpartition("/")
-            name = f"{prefix}/._{base}" if kind == "companion" else name
-            members.append(regular(name, draw(st.binary(max_size=1500))))
-    return members
-
-
-def by_tarfile(path: Path) -> list[TarMember]:
-    """The oracle: Python's tarfile, hard links looked up among the members before them."""
-    found: list[TarMember] = []
-    places: dict[str, tuple[int, int] | None] = {}
-    with tarfile.open(path, "r:") as tar:
-        for member in tar:
-            place = (member.offset_data, member.offset_data + member.size) if member.isreg() else None
-            if member.islnk():
-                place = places[os.path.normpath(member.linkname)]
-            places[os.path.normpath(member.name)] = place
-            if place is not None and not os.path.basename(member.name).startswith("._"):
-                found.append(TarMember(member.name, *place, len(found)))
-    return found
+from tests.data.archives import (
+    FORMATS,
+    archive,
+    by_tarfile,
+    long_paths,
+    random_members,
+    regular,
+    short_ascii,
+    special,
+    walked,
+)
 
 
 @pytest.mark.parametrize("style", ["gnu", "pax"])
@@ -167,6 +110,12 @@ def test_global_pax_headers_apply_until_a_member_says_otherwise(tmp_path):
     assert [member.path for member in walked(path)] == ["a.jpg", "b.jpg"]
 
 
+@pytest.mark.parametrize("said", [{"path": "same.jpg"}, {"size": "3"}])
+def test_what_a_global_pax_header_says_of_all_members_goes_before_their_own_headers(tmp_path, said):
+    path = archive(tmp_path / "g.tar", [regular("a.jpg"), regular("b.jpg")], pax_headers=said)
+    assert walked(path) == by_tarfile(path)
+
+
 def test_names_that_are_no_utf8_survive(tmp_path):
     path = archive(tmp_path / "latin.tar", [regular("t\udce4.jpg")], format=tarfile.GNU_FORMAT)
     assert walked(path)[0].path == "t\udce4.jpg"
@@ -181,7 +130,7 @@ def test_what_is_skipped_is_counted(tmp_path):
         special("tiles/pipe", tarfile.FIFOTYPE),
     ]
     walk = TarWalk(archive(tmp_path / "t.tar", members))
-    assert [member.path for member in walk] == ["tiles/a.jpg"]
+    assert [member.path for member in walked(walk)] == ["tiles/a.jpg"]
     assert walk.skipped == {
         "directories": 1,
         "macOS companions (._)": 1,
@@ -207,7 +156,7 @@ def test_a_hard_link_to_nothing_is_refused(tmp_path):
 def test_a_hard_link_to_a_symbolic_link_is_skipped_with_it(tmp_path):
     members = [special("s", tarfile.SYMTYPE, "x"), special("b", tarfile.LNKTYPE, "s"), regular("a")]
     walk = TarWalk(archive(tmp_path / "t.tar", members))
-    assert [member.path for member in walk] == ["a"]
+    assert [member.path for member in walked(walk)] == ["a"]
     assert walk.skipped == {"symbolic links": 2}
 
 
@@ -280,15 +229,3 @@ def test_a_missing_tar_is_named(tmp_path):
 
 def test_an_archive_of_nothing_is_walked(tmp_path):
     assert walked(archive(tmp_path / "t.tar", [])) == []
-
-
-@given(st.integers(0, 8**11 - 1))
-def test_octal_numbers_are_read(value):
-    assert number(b"%011o\0" % value) == value
-    assert number(b"%11o " % value) == value
-
-
-@given(st.binary(min_size=12, max_size=12))
-def test_any_field_is_a_number_or_none(field):
-    value = number(field)
-    assert value is None or isinstance(value, int)
