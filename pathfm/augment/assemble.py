@@ -123,5 +123,5 @@ def _room_for(views: int, num_samples: int, size: int) -> UInt8[Tensor, "V B S S
 
 
 def _as_channels_first(room: UInt8[Tensor, "V B S S 3"]) -> UInt8[Tensor, "VB 3 S S"]:
-    """A view: pixels stay together in memory (torch's channels_last), as they were decoded; GPUs like it no less."""
+    """A view: a pixel's channels stay together in memory, as they were decoded (torch's channels_last)."""
     return room.permute(0, 1, 4, 2, 3).flatten(0, 1)

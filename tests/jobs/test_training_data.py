@@ -1,5 +1,8 @@
 """A run's batches, cropped by the loader's workers or by the training device."""
 
+import math
+from contextlib import ExitStack
+
 import pytest
 import torch
 import yaml
@@ -9,10 +12,12 @@ from pathfm.data.datasets import open_dataset
 from pathfm.dist.env import Ranks
 from pathfm.errors import UserError
 from pathfm.jobs import training_data as training_data_module
+from pathfm.jobs.pretrain import pretrain
+from pathfm.jobs.run_start import claim_run
 from pathfm.jobs.training_data import TrainingData, augments_on_device
 from pathfm.recipe import Recipe
 from pathfm.training.plan import plan_training
-from tests.jobs.journeys import TINY, make_tiles
+from tests.jobs.journeys import TINY, make_tiles, metrics
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 1)
 
@@ -85,3 +90,14 @@ def test_the_device_makes_a_runs_batches_as_the_workers_do(tiles, monkeypatch, n
         for crops, expected in ((ours.global_crops, oracle.global_crops), (ours.local_crops, oracle.local_crops)):
             assert crops.dtype == torch.uint8
             assert (crops.float() - expected.float()).abs().mean() < 0.1
+
+
+def test_a_run_trains_on_crops_that_its_device_makes(tiles, tmp_path, monkeypatch):
+    monkeypatch.setattr(training_data_module, "augments_on_device", lambda setting, device: True)
+    settings = {"train": {"dataset_path": f"Pathology:root={tiles}"}, "optim": {"total_steps": 3}}
+    recipe = build(Recipe, [Layer("tiny", yaml.safe_load(TINY)), Layer("the test", settings)])
+    with ExitStack() as stack:
+        assert pretrain(recipe, claim_run(stack, tmp_path / "run", begin_anew=False), Ranks(), CPU) == 0
+    (line,) = metrics(tmp_path / "run")
+    assert (line["step"], line["steps_skipped"]) == (3, 0)
+    assert math.isfinite(line["total_loss"])
