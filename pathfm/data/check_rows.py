@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from posixpath import basename
 
@@ -14,6 +13,7 @@ from pathfm.data.datasets import Dataset
 from pathfm.data.entries import printable
 from pathfm.data.findings import Check, first_cases
 from pathfm.data.slides import SlideNames
+from pathfm.data.tar_plain import Members
 from pathfm.data.tar_walk import TarWalk
 from pathfm.errors import UserError
 from pathfm.log import progress
@@ -107,12 +107,13 @@ class _Files:
         starts: list[np.ndarray] = []
         ends: list[np.ndarray] = []
         slides: dict[str, str] = {}
-        for paths, batch_starts, batch_ends in _files_of(tar):
-            starts.append(batch_starts)
-            ends.append(batch_ends)
+        for files in _files_of(tar):
+            starts.append(files.start_offsets)
+            ends.append(files.end_offsets)
             if slide_names is not None:
-                for place in np.flatnonzero(_found(batch_starts, rows_starts)[1]):
-                    slides.setdefault(slide_names.slide_of(paths[place]), printable(basename(paths[place])))
+                for place in np.flatnonzero(_found(files.start_offsets, rows_starts)[1]):
+                    path = files.paths[place]
+                    slides.setdefault(slide_names.slide_of(path), printable(basename(path)))
         if not starts:
             raise _BrokenTar(f"{tar} holds no files")
         return cls(tar, np.concatenate(starts), np.concatenate(ends), slides)
@@ -136,15 +137,12 @@ def _found(
     return places, known[places] == values
 
 
-def _files_of(tar: Path) -> Iterator[tuple[list[str], np.ndarray, np.ndarray]]:
-    """Paths, first bytes and ends of all files, some at a time."""
-    walk = TarWalk(tar)
-    description, total = f"comparing with {printable(tar.name)}", walk.size_bytes / 1e6
-    members = progress(walk, description, total, unit="MB", done=lambda member: member.end_offset / 1e6)
+def _files_of(tar: Path) -> Iterator[Members]:
+    """All files, some at a time."""
     try:
-        while batch := list(islice(members, 65_536)):
-            offsets = np.array([(member.start_offset, member.end_offset) for member in batch], np.int64)
-            yield [member.path for member in batch], offsets[:, 0], offsets[:, 1]
+        walk = TarWalk(tar)
+        description, total = f"comparing with {printable(tar.name)}", walk.size_bytes / 1e6
+        yield from progress(walk, description, total, unit="MB", done=lambda files: files.end_offsets[-1] / 1e6)
     except UserError as error:
         raise _BrokenTar(str(error)) from error
 
