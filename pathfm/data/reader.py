@@ -28,7 +28,7 @@ from pathfm.data.entries import (
     read_concat_side_car,
     read_side_car,
 )
-from pathfm.data.fit import demand_fit
+from pathfm.data.fit import demand_fit, spread
 from pathfm.data.tar_bytes import read_at
 from pathfm.data.tar_walk import TarWalk
 from pathfm.errors import UserError, listed
@@ -36,7 +36,7 @@ from pathfm.log import get_logger
 
 _log = get_logger(__name__)
 _MAX_OPEN_TARS = 256  # by each process, which may usually have 1024 files open
-_FINGERPRINT_ROWS = 65_536
+_FINGERPRINT_STRETCHES, _STRETCH_ROWS = 256, 256  # few pages of the index: each may be a wait for the disk
 
 
 class Reader:
@@ -84,13 +84,14 @@ class Reader:
         return self._entries
 
     def fingerprint(self) -> str:
-        """sha256 of the number of rows, the cohorts' names and up to 65,536 rows spread over the index.
+        """sha256 of the number of rows, the cohorts' names and stretches of rows that are spread over the index.
 
         A moment for any N, and the same wherever the files lie.
         """
-        rows = np.linspace(0, len(self) - 1, num=min(len(self), _FINGERPRINT_ROWS)).astype(np.int64)
+        begins = spread(max(1, len(self) - _STRETCH_ROWS + 1), _FINGERPRINT_STRETCHES)
+        content = b"".join(self.entries[begin : begin + _STRETCH_ROWS].tobytes() for begin in begins.tolist())
         names = json.dumps([cohort.name for cohort in self.cohorts]) if is_concatenated(self.entries) else ""
-        return hashlib.sha256(f"{len(self)} {names}".encode() + self.entries[rows].tobytes()).hexdigest()
+        return hashlib.sha256(f"{len(self)} {names}".encode() + content).hexdigest()
 
     def read_bytes(self, row: int) -> bytes:
         """The encoded image of a row."""
