@@ -1,9 +1,6 @@
 """From a tar to its index: every file, a listed subset, or labelled files, as the ancestors' infer_entries wrote it."""
 
-import csv
-import io
-import re
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from posixpath import basename, normpath
@@ -23,6 +20,7 @@ from pathfm.data.entries import (
     write_side_car,
 )
 from pathfm.data.folder_reader import REGION_SUFFIX
+from pathfm.data.label_table import CLASS_NAME, LabelTable, read_labels
 from pathfm.data.tar_plain import Members
 from pathfm.data.tar_walk import TarWalk
 from pathfm.errors import UserError, listed
@@ -44,7 +42,7 @@ class IndexRequest:
     csv: Path | None = None  # labels
     file_name: str = "filename"
     label_name: str = "label"
-    class_name: str = "class"
+    class_name: str = CLASS_NAME
     command: str = ""  # recorded in the side-car
 
     @property
@@ -103,7 +101,7 @@ class _Listing:
     """Every regular file of a tar, in tar order; row i is file index i."""
 
     names: list[str]  # basenames
-    paths: list[str]  # '/' and the normalised member path; empty when nobody asks for names
+    paths: list[str]  # as the tar says them; empty when nobody asks for names
     start_offsets: np.ndarray
     end_offsets: np.ndarray
     skipped: Mapping[str, int]
@@ -112,6 +110,10 @@ class _Listing:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def path(self, row: int) -> str:
+        """For messages."""
+        return printable(_path_key(self.paths[row])[1:])
 
 
 def _list_tar(path: Path, with_paths: bool) -> _Listing:
@@ -130,7 +132,7 @@ def _walked(walk: TarWalk, with_paths: bool) -> _Listing:
         starts.append(members.start_offsets)
         ends.append(members.end_offsets)
         if with_paths:
-            paths += map(_path_key, members.paths)
+            paths += members.paths
     if not names:
         raise UserError(f"{walk.path} holds no files" + (f" (only {_counts(walk.skipped)})" if walk.skipped else ""))
     now = walk.path.stat()
@@ -171,7 +173,7 @@ class _Found:
         """A key that means two files of the tar is an error that lists them."""
         if twice := [key for key in keys if key in self.repeated]:
             places = (
-                f"'{printable(key)}': " + ", ".join(printable(listing.paths[row][1:]) for row in self.repeated[key][:5])
+                f"'{printable(key)}': " + ", ".join(listing.path(row) for row in self.repeated[key][:5])
                 for key in twice
             )
             same_path = all("/" in key for key in twice)
@@ -179,15 +181,19 @@ class _Found:
             raise UserError(f"{source} names files that occur more than once in the tar; {advice}: {listed(places)}")
 
 
-def _find(keys: Container[str], listing: _Listing) -> _Found:
+def _find(keys: Mapping[str, object], listing: _Listing) -> _Found:
     found = _Found({}, {})
-    for row, names in enumerate(zip(listing.names, listing.paths, strict=True)):
-        for key in names:
-            if key not in keys:
-                continue
-            if (first := found.row_of.setdefault(key, row)) != row:
+    columns = [listing.names, map(_path_key, listing.paths)] if _are_paths(keys) else [listing.names]
+    for column in columns:
+        for row, key in enumerate(column):
+            if key in keys and (first := found.row_of.setdefault(key, row)) != row:
                 found.repeated.setdefault(key, [first]).append(row)
     return found
+
+
+def _are_paths(keys: Iterable[str]) -> bool:
+    """Whether some of the keys are full paths."""
+    return any(key.startswith("/") for key in keys)
 
 
 @dataclass(frozen=True)
@@ -223,7 +229,7 @@ class _Selection:
         if not found.row_of:
             raise UserError(
                 f"none of the {len(missing)} names in {self._source} is in the tar: the list begins with "
-                f"'{printable(missing[0])}', the tar with '{printable(listing.paths[0][1:])}'"
+                f"'{printable(missing[0])}', the tar with '{listing.path(0)}'"
             )
         if not len(rows):
             raise UserError(f"{self._source} removes every file of the tar")
@@ -239,111 +245,39 @@ class _Labelled:
 class _Labels:
     """Labels and class names of a CSV."""
 
-    def __init__(self, source: Path, row_of_key: dict[str, "_CsvRow"], class_names: dict[int, str]) -> None:
-        self._source, self._row_of_key, self.class_names = source, row_of_key, class_names
+    def __init__(self, table: LabelTable) -> None:
+        self.class_names = table.class_names
+        self._table = table
+        keys = [_key(name) for name in table.names]
+        self._row_of_key = dict(zip(reversed(keys), reversed(range(len(keys))), strict=True))  # the first row of each
+        if len(self._row_of_key) < len(keys):
+            table.demand_one_label((self._row_of_key[key], row) for row, key in enumerate(keys))
 
     @classmethod
     def read(cls, request: IndexRequest) -> "_Labels | None":
         if request.csv is None:
             return None
-        rows, has_classes = _read_csv(request.csv, request)
-        row_of_key = _row_of_every_key(request.csv, rows)
-        return cls(request.csv, row_of_key, _name_of_every_class(request.csv, rows, has_classes))
+        return cls(read_labels(request.csv, request.file_name, request.label_name, request.class_name))
 
     def label(self, rows: np.ndarray, listing: _Listing) -> _Labelled:
         """The label of every row; rows without one are an error that lists the files."""
-        found = _find(self._row_of_key, listing)
-        keys = [self._key_of(row, listing) for row in rows]
-        if without := [row for row, key in zip(rows, keys, strict=True) if key not in self._row_of_key]:
-            files = listed(printable(listing.paths[row][1:]) for row in without)
-            raise UserError(f"{self._source} has no label for {len(without):,} files: {files}")
-        found.demand_unique(dict.fromkeys(keys), listing, self._source)
-        by_basename = (self._row_of_key.get(listing.names[row]) for row in rows)
-        by_key = [self._row_of_key[key] for key in keys]
-        _demand_one_label(self._source, ((a, b) for a, b in zip(by_basename, by_key, strict=True) if a))
-        class_index = np.array([row.class_index for row in by_key], np.uint64)
-        return _Labelled(class_index, unused=len(self._row_of_key) - len(found.row_of))
-
-    def _key_of(self, row: int, listing: _Listing) -> str:
-        path = listing.paths[row]
-        return path if path in self._row_of_key else listing.names[row]
-
-
-@dataclass(frozen=True)
-class _CsvRow:
-    line: int
-    name: str
-    label: str
-    class_name: str
-
-    @property
-    def class_index(self) -> int:
-        return int(self.label)
-
-    def __str__(self) -> str:
-        return f"line {self.line} ({printable(self.name)}: '{printable(self.label)}')"
-
-
-def _read_csv(source: Path, request: IndexRequest) -> tuple[list[_CsvRow], bool]:
-    """The CSV's rows, and whether it has a column of class names."""
-    reader = csv.DictReader(io.StringIO(_read_text(source), newline=""), skipinitialspace=True)
-    try:
-        columns = [column.strip() for column in reader.fieldnames or ()]
-        reader.fieldnames = columns
-        has_classes = _check_columns(source, columns, request)
-        rows = [_csv_row(reader.line_num, row, request) for row in reader]
-    except csv.Error as error:
-        raise UserError(f"{source} is not a readable CSV file: line {reader.line_num}: {error}") from error
-    if not rows:
-        raise UserError(f"{source} has no rows below its header")
-    return rows, has_classes
-
-
-def _check_columns(source: Path, columns: Sequence[str], request: IndexRequest) -> bool:
-    """Whether there is a column of class names."""
-    has = f"(it has: {', '.join(map(printable, columns)) or 'nothing'})"
-    for column, flag in ((request.file_name, "--file_name"), (request.label_name, "--label_name")):
-        if column not in columns:
-            raise UserError(f"{source} has no column '{column}' {has}; choose the column with {flag}")
-    if request.class_name not in columns and request.class_name != IndexRequest.class_name:
-        raise UserError(f"{source} has no column '{request.class_name}' {has}; choose the column with --class_name")
-    return request.class_name in columns
-
-
-def _csv_row(line: int, row: Mapping[str, str | None], request: IndexRequest) -> _CsvRow:
-    name, label, class_name = (
-        (row.get(column) or "").strip() for column in (request.file_name, request.label_name, request.class_name)
-    )
-    return _CsvRow(line, name, label, class_name)
-
-
-def _row_of_every_key(source: Path, rows: Sequence[_CsvRow]) -> dict[str, _CsvRow]:
-    if wrong := [row for row in rows if not row.name]:
-        raise UserError(f"{source}: rows without a file name: {listed(map(str, wrong))}")
-    if wrong := [row for row in rows if not re.fullmatch(r"[0-9]{1,19}", row.label)]:
-        raise UserError(f"{source}: labels must be integers from 0: {listed(map(str, wrong))}")
-    first: dict[str, _CsvRow] = {}
-    _demand_one_label(source, ((first.setdefault(_key(row.name), row), row) for row in rows))
-    return first
-
-
-def _demand_one_label(source: Path, rows_of_a_file: Iterable[tuple[_CsvRow, _CsvRow]]) -> None:
-    if twice := [f"{a} and {b}" for a, b in rows_of_a_file if a.class_index != b.class_index]:
-        raise UserError(f"{source}: two labels for one file: {listed(twice)}")
-
-
-def _name_of_every_class(source: Path, rows: Sequence[_CsvRow], has_classes: bool) -> dict[int, str]:
-    """Class names in the order in which their labels first occur."""
-    if not has_classes:
-        return {label: f"class_{label}" for label in dict.fromkeys(row.class_index for row in rows)}
-    names: dict[int, str] = {}
-    for row in rows:
-        name = row.class_name or f"class_{row.class_index}"
-        if names.setdefault(row.class_index, name) != name:
+        by_name = [self._row_of_key.get(listing.names[row]) for row in rows.tolist()]
+        by_path = by_name
+        if _are_paths(self._row_of_key):
+            by_path = [self._row_of_key.get(_path_key(listing.paths[row])) for row in rows.tolist()]
+        labelled = [name if path is None else path for name, path in zip(by_name, by_path, strict=True)]
+        if without := [row for row, csv_row in zip(rows.tolist(), labelled, strict=True) if csv_row is None]:
             raise UserError(
-                f"{source}: label {row.label} is called '{names[row.class_index]}' and, in line {row.line}, '{name}'"
+                f"{self._table.source} has no label for {len(without):,} files: {listed(map(listing.path, without))}"
             )
-    return names
+        csv_rows = np.array(labelled, np.int64)
+        found = _find(self._row_of_key, listing)
+        if found.repeated:
+            keys = dict.fromkeys(_key(self._table.names[row]) for row in csv_rows.tolist())
+            found.demand_unique(keys, listing, self._table.source)
+        both = zip(by_name, by_path, strict=True)
+        self._table.demand_one_label((name, path) for name, path in both if name is not None and path is not None)
+        return _Labelled(self._table.class_index[csv_rows], unused=len(self._row_of_key) - len(found.row_of))
 
 
 def _write(request: IndexRequest, listing: _Listing, entries: np.ndarray, labels: _Labels | None) -> list[Path]:

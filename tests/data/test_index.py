@@ -6,6 +6,7 @@ import pytest
 
 from pathfm.data.entries import read_class_ids, read_file_indices, read_side_car
 from pathfm.data.index import IndexRequest, build_index
+from pathfm.data.tar_walk import TarWalk
 from pathfm.errors import UserError
 
 
@@ -213,3 +214,22 @@ def test_files_that_do_not_look_like_images_are_warned_of(tmp_path, write_tar, w
     tar = write_tar(tmp_path / "t.tar", {"a.JPG": b"x", "Thumbs.db": b"x"})
     assert build_index(IndexRequest(tar, tmp_path / "out")).num_entries == 2
     assert warnings_logged == ["1 of the files do not look like images: Thumbs.db"]
+
+
+@pytest.mark.parametrize("change", ["appended to", "replaced"])
+def test_a_tar_that_changes_while_it_is_read_is_refused(tmp_path, write_tar, monkeypatch, change):
+    tar = write_tar(tmp_path / "t.tar", {"a.jpg": b"x"})
+
+    def walk_and_change(walk):
+        yield from whole_walk(walk)
+        if change == "appended to":
+            with tar.open("ab") as file:
+                file.write(bytes(512))
+        else:
+            os.utime(write_tar(tar, {"b.jpg": b"x"}), ns=(0, 0))
+
+    whole_walk = TarWalk.__iter__
+    monkeypatch.setattr(TarWalk, "__iter__", walk_and_change)
+    with pytest.raises(UserError, match="changed while it was read; index it again"):
+        build_index(IndexRequest(tar, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
