@@ -1,6 +1,7 @@
 """The one exception that is meant for people, words for its message, and how a command ends on it."""
 
 import errno
+import os
 import sys
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
@@ -30,10 +31,15 @@ def listed(items: Iterable[str], at_most: int = _LISTED) -> str:
 def exit_status(command: Callable[[], int | None]) -> int:
     """Run a command; a `UserError`, or a disk that is full or closed to us, is one line on stderr and status 2."""
     try:
-        return command() or 0
+        status = command() or 0
+        sys.stdout.flush()
+        return status
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever read our output has read enough; nothing more can be told to it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except OSError as error:
         if error.errno not in _OF_THE_MACHINE:
             raise

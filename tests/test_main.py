@@ -24,3 +24,11 @@ def test_an_unknown_verb_is_one_line_and_the_usage(capsys):
 def test_light_verbs_start_without_torch():
     code = "import sys; from pathfm.__main__ import main; main(['config', 'vitl14']); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0
+
+
+def test_a_reader_that_has_read_enough_is_no_accident():
+    command = [sys.executable, "-m", "pathfm", "config", "vitl14"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
