@@ -170,7 +170,8 @@ class Loop:
             self.save()
             raise TooManyCorrupt(
                 f"{self.state.samples_skipped:,} of the {num_seen:,} samples so far could not be decoded, more than "
-                f"data.corrupt_samples={self.corrupt} allows; go on with data.corrupt_samples=skip, or begin anew on mended data"
+                f"data.corrupt_samples={self.corrupt} allows; go on with data.corrupt_samples=skip, "
+                "or begin anew on mended data"
             )
 
     def _look_for_accidents(self, series: dict[str, list[float]]) -> None:
