@@ -26,6 +26,7 @@ import torch
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from torch.utils.data import DataLoader
 
+from pathfm.augment import apply
 from pathfm.augment.apply import apply_plan
 from pathfm.augment.apply_on_device import crop_on_device
 from pathfm.augment.assemble import Assemble
@@ -59,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     dataset = packed(arguments.data, arguments.work, arguments.copies)
     print(f"{len(dataset):,} tiles, {arguments.rounds} rounds, batches of {BATCH}\n")
     print(one_core(dataset, arguments.rounds))
+    print(single_operations(dataset, arguments.rounds))
     print(one_gpu(dataset, arguments.rounds))
     print(whole_loader(dataset, arguments.rounds))
     print(cold_reads(dataset, arguments.rounds))
@@ -156,6 +158,52 @@ def with_finished_crops(assemble: Assemble, samples: Sequence[Sample]) -> Callab
             return assemble(samples, 0)
 
     return collate
+
+
+def single_operations(dataset: Dataset, rounds: int) -> str:
+    """Ways to do the same to one crop, the chosen one first; each is done ten times in its turn."""
+    image = decode(dataset.read_bytes(0))
+    columns = [of_operations(image, size, 10 * rounds) for size in (CROPS.global_crops_size, CROPS.local_crops_size)]
+    lines = [
+        f"| {way} | {' | '.join(f'{1e5 * statistics.median(times[way]):.0f}' for times in columns)} |"
+        for way in columns[0]
+    ]
+    sizes = f"{CROPS.global_crops_size} px, µs | {CROPS.local_crops_size} px, µs"
+    return "\n".join([f"| one operation on a crop of | {sizes} |\n| --- | --- | --- |", *lines, ""])
+
+
+def of_operations(image: np.ndarray, size: int, rounds: int) -> dict[str, list[float]]:
+    box = (8, 8, 7 * size // 8, 7 * size // 8)
+    part = np.ascontiguousarray(image[8 : 8 + box[3], 8 : 8 + box[2]])
+    crop = apply.resized_crop(image, box, size)
+    picture, brighter = Image.fromarray(part), np.clip(1.2 * np.arange(256), 0, 255).astype(np.uint8)
+    planes, pixels = np.empty((3, size, size), np.uint8), np.empty_like(crop)
+    ways = {
+        "resize: torch, antialiased": lambda: apply.resized_crop(image, box, size),
+        "resize: OpenCV, another kernel": lambda: cv2.resize(part, (size, size), interpolation=cv2.INTER_CUBIC),
+        "resize: Pillow": lambda: picture.resize((size, size), Image.Resampling.BICUBIC),
+        "brightness: cv2.transform": lambda: apply.jitter_colour(crop, BRIGHTNESS, 1.2),
+        "brightness: cv2.LUT": lambda: cv2.LUT(crop, brighter),
+        "hue: HSV in float": lambda: apply.jitter_colour(crop, HUE, 0.05),
+        "hue: HSV in 8 bits": lambda: hue_in_8_bits(crop, 0.05),
+        "blur: cv2.sepFilter2D": lambda: apply.blur(crop, 1.5),
+        "blur: cv2.GaussianBlur": lambda: cv2.GaussianBlur(crop, (9, 9), 1.5),
+        "into the batch: height-width-channel": lambda: np.copyto(pixels, crop),
+        "into the batch: three planes": lambda: cv2.split(crop, list(planes)),
+    }
+    repeated = {name: partial(ten_times, way) for name, way in ways.items()}
+    return taking_turns(repeated, rounds, clock=time.process_time)
+
+
+def ten_times(run: Callable[[], object]) -> None:
+    for _ in range(10):
+        run()
+
+
+def hue_in_8_bits(crop: np.ndarray, turns: float) -> np.ndarray:
+    hsv = cv2.cvtColor(crop, cv2.COLOR_RGB2HSV_FULL)
+    hsv[..., 0] += np.uint8(round(256 * turns) % 256)
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
 
 
 def one_gpu(dataset: Dataset, rounds: int) -> str:
