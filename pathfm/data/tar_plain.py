@@ -100,13 +100,12 @@ def plain_members(records: np.ndarray, offsets: np.ndarray, tar_size_bytes: int)
 
 
 def size_on_trust(header: bytes | bytearray) -> int | None:
-    """What a header, whose checksum nobody looked at, says of its size; None: it is of no usual format."""
-    if header[257:262] != b"ustar":
-        return None
+    """What bytes that should be a header, and that nobody has checked, say of its size; None: no octal number."""
     try:
-        return max(0, int(header[124:135], 8))
+        size = int(header[124:135], 8)
     except ValueError:
         return None
+    return size if size >= 0 else None
 
 
 def is_extended(header: bytes | bytearray) -> bool:
