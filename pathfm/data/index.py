@@ -261,11 +261,12 @@ class _Labels:
 
     def label(self, rows: np.ndarray, listing: _Listing) -> _Labelled:
         """The label of every row; rows without one are an error that lists the files."""
-        by_name = [self._row_of_key.get(listing.names[row]) for row in rows.tolist()]
-        by_path = by_name
+        labelled = [self._row_of_key.get(listing.names[row]) for row in rows.tolist()]
         if _are_paths(self._row_of_key):
             by_path = [self._row_of_key.get(_path_key(listing.paths[row])) for row in rows.tolist()]
-        labelled = [name if path is None else path for name, path in zip(by_name, by_path, strict=True)]
+            both = list(zip(labelled, by_path, strict=True))
+            self._table.demand_one_label((name, path) for name, path in both if name is not None and path is not None)
+            labelled = [name if path is None else path for name, path in both]
         if without := [row for row, csv_row in zip(rows.tolist(), labelled, strict=True) if csv_row is None]:
             raise UserError(
                 f"{self._table.source} has no label for {len(without):,} files: {listed(map(listing.path, without))}"
@@ -275,8 +276,6 @@ class _Labels:
         if found.repeated:
             keys = dict.fromkeys(_key(self._table.names[row]) for row in csv_rows.tolist())
             found.demand_unique(keys, listing, self._table.source)
-        both = zip(by_name, by_path, strict=True)
-        self._table.demand_one_label((name, path) for name, path in both if name is not None and path is not None)
         return _Labelled(self._table.class_index[csv_rows], unused=len(self._row_of_key) - len(found.row_of))
 
 
