@@ -1,7 +1,7 @@
 """From the indices of cohorts to one: their rows one after another, each with the number of its cohort."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from glob import escape
 from pathlib import Path
 
@@ -23,8 +23,9 @@ from pathfm.data.entries import (
 from pathfm.data.reader import open_tar
 from pathfm.errors import UserError, listed
 from pathfm.files import written_aside
-from pathfm.log import progress
+from pathfm.log import get_logger, progress
 
+_log = get_logger(__name__)
 _OUTPUT = "pretrain"  # {_OUTPUT}_entries.npy; never a cohort
 _OF_OTHER_DATA_SETS = ("pretrain_dataset.tar", "downstream_dataset.tar", "regions_dataset.tar")
 _CHUNK_ROWS = 1 << 18
@@ -61,11 +62,12 @@ def concat(request: ConcatRequest) -> ConcatSummary:
 
     Takes the index of every cohort below `root` whose tar is known: it lies there as `{cohort}.tar`, or the side-car
     of the index names it. Raises `UserError` when there is none, one does not fit its tar, or another index would be
-    lost; then nothing was written.
+    lost; then nothing was written. Warns of a tar that several cohorts are of.
     """
     if "/" in request.suffix:
         raise UserError(f"the suffix '{request.suffix}' must not hold a '/'; choose the folder with --output_root")
     cohorts, passed_over = _cohorts_in(request)
+    _warn_of_shared_tars(cohorts)
     _demand_nothing_lost(request.files, [cohort.cohort for cohort in cohorts])
     try:
         return ConcatSummary(cohorts, passed_over, _write(request, cohorts))
@@ -77,11 +79,13 @@ def _cohorts_in(request: ConcatRequest) -> tuple[tuple[CohortTar, ...], Mapping[
     """The cohorts, by name, and which indices are passed over, why."""
     if not request.root.is_dir():
         raise UserError(f"there is no folder {request.root}")
+    if (tar := request.root / f"{_OUTPUT}.tar").is_file():
+        raise UserError(f"{tar} cannot be a cohort: {_OUTPUT}_entries.npy is what is made of all; give it another name")
     cohorts: list[CohortTar] = []
     passed_over: dict[str, str] = {}
     for name in _names_in(request.root, request.suffix):
         if reason := _why_no_cohort(request, name):
-            passed_over[f"{name}_entries.npy"] = reason
+            passed_over[_index_of(request, name)] = reason
         else:
             cohorts.append(_checked(request, name))
     if not cohorts:
@@ -101,6 +105,12 @@ def _names_in(root: Path, suffix: str) -> list[str]:
         if not path.name.startswith((".", f"{_OUTPUT}_entries"))
     }
     return sorted(names - {""})
+
+
+def _index_of(request: ConcatRequest, name: str) -> str:
+    """The index that there is: of the subset, else of the whole."""
+    files = request.files_of(name)
+    return (files if files.entries.is_file() else replace(files, suffix="")).entries.name
 
 
 def _why_no_cohort(request: ConcatRequest, name: str) -> str:
@@ -130,6 +140,18 @@ def _checked(request: ConcatRequest, name: str) -> CohortTar:
         return CohortTar(name, tar.name, side_car.tar_size_bytes, side_car.tar_mtime_ns, rows)
     rows, status = len(open_tar(tar, files, name)), tar.stat()
     return CohortTar(name, tar.name, status.st_size, status.st_mtime_ns, rows)
+
+
+def _warn_of_shared_tars(cohorts: Sequence[CohortTar]) -> None:
+    """Such cohorts may be meant, to be weighed apart; or one is the rest of an earlier try."""
+    sharing: dict[str, list[str]] = {}
+    for cohort in cohorts:
+        sharing.setdefault(cohort.tar, []).append(cohort.cohort)
+    for tar, names in sharing.items():
+        if len(names) > 1:
+            _log.warning(
+                "the cohorts %s are all of %s: a sample that several list is several samples", listed(names), tar
+            )
 
 
 def _demand_nothing_lost(files: IndexFiles, cohorts: Sequence[str]) -> None:

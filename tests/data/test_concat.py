@@ -100,6 +100,22 @@ def test_its_own_output_and_other_data_sets_are_no_cohorts(cohorts, write_tar, t
     }
 
 
+def test_a_cohort_by_the_name_of_the_output_is_refused_not_left_out(cohorts, write_tar, tile):
+    write_tar(cohorts / "pretrain.tar", {"a.png": tile(0)})
+    with pytest.raises(UserError, match=r"pretrain.tar cannot be a cohort: .*; give it another name"):
+        concat(ConcatRequest(cohorts, cohorts / "out"))
+    assert not (cohorts / "out").exists()
+
+
+def test_cohorts_of_one_tar_are_warned_of(cohorts, tmp_path, warnings_logged):
+    (tmp_path / "keep.txt").write_text("1.png")
+    build_index(IndexRequest(cohorts / "gtex.tar", cohorts, "gtex_clean", keep=tmp_path / "keep.txt"))
+    assert [cohort.num_entries for cohort in concat(ConcatRequest(cohorts, cohorts)).cohorts] == [4, 3, 1, 5]
+    assert warnings_logged == [
+        "the cohorts gtex, gtex_clean are all of gtex.tar: a sample that several list is several samples"
+    ]
+
+
 def test_a_cohorts_tar_may_have_the_name_that_its_side_car_says(cohorts, tile):
     (cohorts / "tcga.tar").rename(cohorts / "tcga_dataset.tar")
     side_car = json.loads((cohorts / "tcga_index.json").read_text())
@@ -130,6 +146,14 @@ def test_a_suffix_takes_the_subsets_and_says_which_cohorts_have_none(subsets, tm
     assert summary.passed_over == {"alz_entries.npy": "it has no subset train"}
     dataset = PathologyFoundation(subsets, tmp_path / "out", "train")
     assert [dataset.read_bytes(n) for n in range(len(dataset))] == [tile(1), tile(12)]
+
+
+def test_a_subset_without_a_tar_is_passed_over_by_its_own_name(subsets):
+    np.save(subsets / "old_entries_train.npy", np.zeros((1, 4), np.uint64))
+    assert concat(ConcatRequest(subsets, subsets / "out", "train")).passed_over == {
+        "alz_entries.npy": "it has no subset train",
+        "old_entries_train.npy": "there is no old.tar",
+    }
 
 
 def test_subsets_are_not_taken_unless_they_are_named(subsets):
