@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import numpy as np
 from jaxtyping import Int64, Shaped
@@ -17,12 +17,12 @@ from pathfm.data.findings import Check, first_cases
 from pathfm.log import progress
 
 _DIGEST_BYTES = 16  # of blake2b: no two of 10^9 different samples will meet
-_ROWS_AHEAD = 1024  # being decoded, and as many being fetched
+_ROWS_AHEAD, _BYTES_AHEAD = 1024, 256 << 20  # being decoded at most, and as much being fetched
 _COPIES_SHOWN = 3  # of each group of them
 
 Decoder = Callable[[bytes], object]  # raises DecodeError
 
-# S samples that were read
+# S samples that were read   B of them together
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,20 @@ def _hashed_and_decoded(
     dataset: Dataset, rows: Int64[np.ndarray, " S"], decoder: Decoder
 ) -> Iterator[tuple[bytes, str]]:
     """The disk fetches the next samples while these are decoded."""
-    blocks = [rows[begin : begin + _ROWS_AHEAD] for begin in range(0, len(rows), _ROWS_AHEAD)]
-    dataset.will_need(rows[:_ROWS_AHEAD].tolist())
+    blocks = chain([rows[:0]], _blocks(dataset, rows), [rows[:0]])
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        for block, following in pairwise([*blocks, rows[:0]]):
+        for block, following in pairwise(blocks):
             encoded = [dataset.read_bytes(row) for row in block.tolist()]
             dataset.will_need(following.tolist())
             yield from pool.map(partial(_hash_and_decode, decoder), encoded)
+
+
+def _blocks(dataset: Dataset, rows: Int64[np.ndarray, " S"]) -> Iterator[Int64[np.ndarray, " B"]]:
+    """Rows that are read together: few of them where samples are large."""
+    for begin in range(0, len(rows), _ROWS_AHEAD):
+        entries = dataset.entries[block := rows[begin : begin + _ROWS_AHEAD]]
+        parts = np.cumsum(entries["end_offset"] - entries["start_offset"]) // _BYTES_AHEAD
+        yield from np.split(block, np.flatnonzero(np.diff(parts)) + 1)
 
 
 def _hash_and_decode(decoder: Decoder, encoded: bytes) -> tuple[bytes, str]:
@@ -94,8 +101,9 @@ def check_duplicates(dataset: Dataset, samples: ReadSamples) -> Check:
     num_repeats = len(samples.rows) - len(first)
     if not num_repeats:
         return Check("duplicates", "ok", f"none among the {len(samples.rows):,} samples read")
-    groups = (samples.rows[group_of == group].tolist() for group in np.flatnonzero(sizes > 1))
-    cases = first_cases(_as_case(dataset, group) for group in groups)
+    grouped, ends, several = samples.rows[np.argsort(group_of, kind="stable")], np.cumsum(sizes), sizes > 1
+    groups = map(slice, (ends - sizes)[several].tolist(), ends[several].tolist())
+    cases = first_cases(_as_case(dataset, grouped[group].tolist()) for group in groups)
     said = f"{num_repeats:,} of the {len(samples.rows):,} samples read are copies of another one"
     return Check("duplicates", "warning", said, cases)
 

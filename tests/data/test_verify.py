@@ -10,8 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pathfm.data import cohorts
+from pathfm.data import check_samples, cohorts
 from pathfm.data.concat import ConcatRequest, concat
+from pathfm.data.datasets import Pathology
 from pathfm.data.decode import decode
 from pathfm.data.findings import Check
 from pathfm.data.index import IndexRequest, build_index
@@ -126,6 +127,24 @@ def test_an_image_that_is_there_twice_is_named_with_its_copy(root, pack_tiles, t
     assert check.said == "3 of the 100 samples read are copies of another one"
     named = [f"pretrain_dataset_{row:02}.png (row {row})" for row in (3, 90, 91)]
     assert check.cases == (" = ".join(named) + " and 1 more",)
+
+
+def test_large_samples_are_read_few_at_a_time_with_the_same_findings(root, pack_tiles, tile, monkeypatch):
+    pack_tiles(root / "pretrain_dataset.tar", "pretrain", {3: tile(1), 50: tile(2), 60: tile(2), 90: tile(1)})
+    expected = found(f"Pathology:root={root}")
+    monkeypatch.setattr(check_samples, "_BYTES_AHEAD", 3 * len(tile(1)))
+    at_once = []
+
+    def will_need(dataset, samples, announce=Pathology.will_need):
+        at_once.append(len(samples))
+        announce(dataset, samples)
+
+    monkeypatch.setattr(Pathology, "will_need", will_need)
+    assert found(f"Pathology:root={root}") == expected
+    assert max(at_once) <= 4
+    assert sum(at_once) == NUM_TILES
+    (first, second) = the_check(expected, "duplicates").cases
+    assert {first[-8:-1], second[-8:-1]} == {"(row 90", "(row 60"}
 
 
 def test_a_row_that_is_listed_twice_is_warned_of(root):
