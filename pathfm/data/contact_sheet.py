@@ -26,27 +26,26 @@ def contact_sheet(dataset: Dataset) -> Image.Image:
     groups = _groups(dataset)
     per_group = max(_FEWEST, _NUM_TILES // len(groups) // _COLUMNS * _COLUMNS)
     columns = min(per_group, _COLUMNS)
-    blocks = [
-        (f"{name}, {len(rows):,} samples", _grid(dataset, rows[spread(len(rows), per_group)], columns))
-        for name, rows in groups.items()
-    ]
+    blocks = []
+    for name, rows in groups.items():
+        shown = [int(rows[place]) for place in spread(len(rows), per_group).tolist()]
+        blocks.append((f"{name}, {len(rows):,} samples", _grid(dataset, shown, columns)))
     beside = _COLUMNS // columns
     return stacked([captioned(blocks[first : first + beside]) for first in range(0, len(blocks), beside)])
 
 
-def _groups(dataset: Dataset) -> Mapping[str, Int64[np.ndarray, " rows"]]:
+def _groups(dataset: Dataset) -> Mapping[str, range | Int64[np.ndarray, " rows"]]:
     """Name -> rows, of the groups that have any."""
+    groups: dict[str, range | np.ndarray] = dict(dataset.cohorts)
     if isinstance(dataset, KNN):
         classes = (np.flatnonzero(dataset.labels == label) for label in range(len(dataset.class_labels)))
         groups = dict(zip(distinct_names(dataset), classes, strict=True))
-    else:
-        groups = {name: np.arange(rows.start, rows.stop) for name, rows in dataset.cohorts.items()}
     return {name: rows for name, rows in groups.items() if len(rows)}
 
 
-def _grid(dataset: Dataset, rows: Int64[np.ndarray, " rows"], columns: int) -> Image.Image:
-    dataset.will_need(rows.tolist())
-    tiles = [_thumbnail(dataset.read_bytes(row)) for row in rows.tolist()]
+def _grid(dataset: Dataset, rows: list[int], columns: int) -> Image.Image:
+    dataset.will_need(rows)
+    tiles = [_thumbnail(dataset.read_bytes(row)) for row in rows]
     return in_columns([*tiles, *_fillers(columns - len(tiles))], columns)
 
 

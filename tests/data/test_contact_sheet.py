@@ -50,6 +50,14 @@ def test_many_cohorts_have_four_tiles_each_two_of_them_side_by_side(cohorts):
     assert 1 < contact_sheet(dataset).width / (8 * 112) < 1.1
 
 
+def test_a_sheet_costs_no_more_memory_of_a_large_data_set(cohorts, monkeypatch):
+    dataset = cohorts([1])
+    monkeypatch.setattr(dataset, "cohorts", {"large": range(10**12)})
+    monkeypatch.setattr(dataset, "will_need", lambda samples: None)
+    monkeypatch.setattr(dataset, "read_bytes", lambda sample: plain(1))
+    assert pixels_of(dataset, 1) == [64 * TILE]
+
+
 def test_a_labelled_data_set_is_shown_by_class(tmp_path, write_tar):
     tar = write_tar(tmp_path / "downstream_dataset.tar", {f"{n}.png": plain(n % 2) for n in range(10)})
     rows = "\n".join(f"{n}.png,{n % 2}" for n in range(10))
