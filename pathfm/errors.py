@@ -5,9 +5,11 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
+from io import TextIOWrapper
 from itertools import islice
 
 _OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
+_OF_THE_PLACE = {errno.EISDIR, errno.ENOTDIR, errno.EEXIST}  # a folder where a file is to be, or the other way round
 _LISTED = 10  # how many wrong names or rows a message lists
 
 
@@ -30,6 +32,8 @@ def listed(items: Iterable[str], at_most: int = _LISTED) -> str:
 
 def exit_status(command: Callable[[], int | None]) -> int:
     """Run a command; a `UserError`, or a disk that is full or closed to us, is one line on stderr and status 2."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does: names of files need not be UTF-8
     try:
         status = command() or 0
         sys.stdout.flush()
@@ -41,9 +45,10 @@ def exit_status(command: Callable[[], int | None]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        if error.errno not in _OF_THE_MACHINE:
+        if error.errno not in _OF_THE_MACHINE | _OF_THE_PLACE:
             raise
-        print(f"error: {error.strerror}: {error.filename or 'a file'}; make room or choose a place", file=sys.stderr)
+        file = error.filename2 or error.filename or "a file"
+        print(f"error: {error.strerror}: {file}; make room or choose another place", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -71,7 +71,7 @@ def _number(text: str) -> int | None:
     """How many samples to decode; None: all."""
     if text in ("all", "none"):
         return None if text == "all" else 0
-    if not text.isdigit():
+    if not text.isdecimal():
         raise UserError(f"--decode takes a number of samples, all or none, not '{text}'")
     return int(text)
 

@@ -40,6 +40,23 @@ def test_damage_ends_with_status_1_and_its_cases_in_json(data, tmp_path, monkeyp
     assert [check["name"] for check in found["checks"][text]] == ["index"]
 
 
+def test_names_that_are_no_utf_8_are_printed_as_escapes(tmp_path, capsys):
+    folder = tmp_path / "caf\udce9"
+    folder.mkdir()
+    (folder / "d\udce9j\udce0.png").write_bytes(b"no image")
+    assert main(["pack", str(folder), "--name", "pretrain", "--output", str(folder)]) == 0
+    assert main(["verify", f"Pathology:root={folder}", "--output", str(folder / "found.json")]) == 1
+    said = capsys.readouterr().out
+    assert r"d\udce9j\udce0.png (row 0): it is not an image" in said
+    assert r"caf\udce9/found.json" in said
+
+
+def test_findings_that_have_no_place_are_one_line(data, tmp_path, capsys):
+    assert main(["verify", f"Pathology:root={data}", "--output", str(tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"error: Is a directory: {tmp_path}; make room or choose another place"
+
+
 def test_two_data_sets_that_are_one_are_leakage(data, tmp_path, capsys):
     again = f"Pathology:root={data}:extra={data}"
     assert main(["verify", f"Pathology:root={data}", again, "--output", str(tmp_path / "found.json")]) == 1
@@ -62,6 +79,7 @@ def test_region_features_are_decoded_as_such(tmp_path, capsys):
     [
         (["Patology:root=/data"], "no data set is called 'Patology' (did you mean 'Pathology'?)"),
         (["Pathology:root=/data", "--decode", "some"], "--decode takes a number of samples, all or none, not 'some'"),
+        (["Pathology:root=/data", "--decode", "²"], "--decode takes a number of samples, all or none, not '²'"),
         (["Pathology:root=/data", "--slide", "("], "--slide '(' is no regular expression"),
     ],
 )
