@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +149,7 @@ def open_dataset(text: str) -> Dataset:
     options: dict[str, Any] = dict(parsed.options)
     for key in ("root", "extra"):
         if key in options:
-            options[key] = Path(options[key]).expanduser()
+            options[key] = Path(expanduser(options[key]))  # os.path's leaves the ~ of nobody as it is
     return _DATASETS[parsed.name](**options)
 
 

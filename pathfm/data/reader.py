@@ -125,7 +125,7 @@ class Reader:
         """The cohort of a row."""
         if not is_concatenated(self.entries):
             return self.cohorts[0]
-        index = int(self.entries["cohort_index"][row])
+        row, index = int(row), int(self.entries["cohort_index"][row])  # a range looks for numpy's integers one by one
         if index >= len(self.cohorts) or row not in self.cohorts[index].rows:
             raise self._explained(unsorted(self.entries, row))
         return self.cohorts[index]

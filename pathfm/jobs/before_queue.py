@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
+from os.path import expanduser
 from pathlib import Path
 
 from pathfm.data.strings import parse_dataset_string
@@ -55,7 +56,7 @@ def data_folders(recipe: Recipe) -> list[Path]:
     if not recipe.train.dataset_path:
         return []
     options = parse_dataset_string(recipe.train.dataset_path).options
-    return [Path(options[key]).expanduser().absolute() for key in _FOLDER_KEYS if key in options]
+    return [Path(expanduser(options[key])).absolute() for key in _FOLDER_KEYS if key in options]
 
 
 def _on_host(dataset: str, container: Container) -> str:

@@ -35,6 +35,9 @@ def test_a_data_set_that_is_not_there_is_one_line(tmp_path, capsys):
     assert main(["data", f"Pathology:root={tmp_path}"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: there is no tar {tmp_path}")
+    assert main(["data", "Pathology:root=~nobody.of.this.name/data"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: there is no tar ~nobody.of.this.name/data/pretrain_dataset.tar")
 
 
 def test_the_tables_are_readable():
