@@ -7,7 +7,7 @@ from pydantic import Field
 from pathfm.config import Section
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Weight = Annotated[float, Field(ge=0.0)]
+Weight = Annotated[float, Field(ge=0.0, le=1e6)]
 
 
 class TrainConfig(Section):

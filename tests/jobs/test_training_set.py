@@ -55,6 +55,11 @@ def test_an_epoch_is_what_the_weights_leave_of_the_data(cohorts):
     assert ((samples < 40).sum(), (samples >= 40).sum()) == (20, 25)
 
 
+def test_a_weight_beyond_all_counting_is_refused(cohorts):
+    with pytest.raises(UserError, match=r"train.cohorts.all: should be less than or equal to 1000000"):
+        recipe_with(cohorts, cohorts={"all": 1e300})
+
+
 def test_a_runs_batches_hold_the_samples_of_its_order(cohorts):
     recipe = recipe_with(cohorts, cohorts={"all": 0, "some": 2})
     dataset = open_training_set(cohorts, DINOV2)
