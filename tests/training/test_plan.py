@@ -47,9 +47,7 @@ def test_schedules_begin_and_end_where_the_recipe_says():
 
 
 def test_a_batch_larger_than_an_epoch_is_refused_with_what_fits():
-    with pytest.raises(
-        UserError, match=r"global batch of 64 is larger than an epoch of 50 samples.* to 25 or less"
-    ):
+    with pytest.raises(UserError, match=r"global batch of 64 is larger than an epoch of 50 samples.* to 25 or less"):
         plan(samples=50)
 
 
