@@ -197,12 +197,12 @@ def open_cohorts(root: Path, files: IndexFiles) -> Reader:
     side_car = read_concat_side_car(files.side_car)
     if side_car is None:
         _warn_without(files.side_car)
-    described = {said.cohort: said for said in side_car.cohorts} if side_car else {}
-    if side_car and list(described) != names:
+    if side_car and (known := [said.cohort for said in side_car.cohorts]) != list(map(printable, names)):
         raise UserError(
             f"{files.cohort_indices} names other cohorts ({listed(names)}) than {files.side_car} "
-            f"({listed(described)}); make both again: {remake}"
+            f"({listed(known)}); make both again: {remake}"
         )
+    described = dict(zip(names, side_car.cohorts, strict=True)) if side_car else {}
     tars = {name: _tar_of_cohort(root, name, described.get(name)) for name in names}
     return Reader(files.entries, COHORT_ENTRY, tars, described, remake)
 

@@ -77,6 +77,16 @@ def test_every_sample_of_every_cohort_is_read_back(cohorts, tile):
     assert [dataset.name_of(n) for n in range(12)] == [f"{n}.png" for n in tiles]
 
 
+def test_a_cohorts_name_may_be_no_utf_8(cohorts, write_tar, tile):
+    name = b"caf\xe9".decode("utf-8", "surrogateescape")
+    write_tar(cohorts / f"{name}.tar", {"c.png": tile(40)})
+    build_index(IndexRequest(cohorts / f"{name}.tar", cohorts, name))
+    concat(ConcatRequest(cohorts, cohorts))
+    dataset = PathologyFoundation(cohorts)
+    assert dataset.read_bytes(4) == tile(40)
+    assert dataset.cohort_of(4) == name
+
+
 def test_the_side_car_names_every_cohorts_tar(cohorts, tmp_path):
     concat(ConcatRequest(cohorts, tmp_path / "out", command="pathfm concat ..."))
     side_car = read_concat_side_car(tmp_path / "out" / "pretrain_index.json")
