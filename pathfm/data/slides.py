@@ -15,7 +15,7 @@ class SlideNames:
     """Slides by file name: what `pattern` finds in a member's path (its first group, if it has one).
 
     Without a pattern a slide is the file's name without the two numbers or coordinates at its end, as long as a number
-    is left, or the name of its folder when nothing but numbers is in the name.
+    is left; or the name of its folder when nothing but numbers is in the name, or only the folder tells by a number.
     """
 
     def __init__(self, pattern: str | None = None) -> None:
@@ -37,10 +37,12 @@ class SlideNames:
 
 
 def _guessed(path: str) -> str:
-    name = splitext(basename(path))[0]
+    name, folder = splitext(basename(path))[0], basename(dirname(path))
     if _COORDINATES_ALONE.fullmatch(name):
-        return basename(dirname(path)) or name
+        return folder or name
     for _ in range(2):
         shorter = _NUMBER_AT_THE_END.sub("", name)
-        name = shorter if _DIGIT.search(shorter) else name  # tile_7 is no tile of a slide called 'tile'
+        if not _DIGIT.search(shorter):  # tile_7 is no tile of a slide called 'tile'
+            return folder if _DIGIT.search(folder) else name
+        name = shorter
     return name

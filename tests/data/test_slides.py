@@ -18,6 +18,9 @@ from pathfm.errors import UserError
         ("tiles/slide_07/1024_2048.png", "slide_07"),
         ("slide_07/x1024-y2048.png", "slide_07"),
         ("tiles/tile_007.png", "tile_007"),  # a number of the tile alone: no two are of one slide
+        ("slide_07/tile_007.png", "slide_07"),
+        ("TCGA-A1-A0SB/patch_10_20.png", "TCGA-A1-A0SB"),
+        ("slide_07/S1_10_20.png", "S1"),
         ("tiles/liver.png", "liver"),
         ("007.png", "007"),
     ],
