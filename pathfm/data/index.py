@@ -1,7 +1,9 @@
 """From a tar to its index: every file, a listed subset, or labelled files, as the ancestors' infer_entries wrote it."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import repeat
 from pathlib import Path
 from posixpath import basename, normpath
 
@@ -13,6 +15,7 @@ from pathfm.data.entries import (
     SideCar,
     new_entries,
     printable,
+    read_class_ids,
     read_side_car,
     write_class_ids,
     write_entries,
@@ -27,6 +30,8 @@ from pathfm.errors import UserError, listed
 from pathfm.log import get_logger, progress
 
 _log = get_logger(__name__)
+
+_NONE = -1  # no row
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ class IndexRequest:
             raise UserError("give either a list of names to keep or one of names to remove, not both")
         for what, value in (("name", self.name), ("suffix", self.suffix)):
             if "/" in value:
-                raise UserError(f"the {what} '{value}' must not hold a '/'; choose the folder with --output_root")
+                raise UserError(f"the {what} '{value}' must not hold a '/'; the output folder is an option of its own")
 
 
 @dataclass(frozen=True)
@@ -261,22 +266,26 @@ class _Labels:
 
     def label(self, rows: np.ndarray, listing: _Listing) -> _Labelled:
         """The label of every row; rows without one are an error that lists the files."""
-        labelled = [self._row_of_key.get(listing.names[row]) for row in rows.tolist()]
+        by_name = self._csv_rows(listing.names)
+        by_path = np.full_like(by_name, _NONE)
         if _are_paths(self._row_of_key):
-            by_path = [self._row_of_key.get(_path_key(listing.paths[row])) for row in rows.tolist()]
-            both = list(zip(labelled, by_path, strict=True))
-            self._table.demand_one_label((name, path) for name, path in both if name is not None and path is not None)
-            labelled = [name if path is None else path for name, path in both]
-        if without := [row for row, csv_row in zip(rows.tolist(), labelled, strict=True) if csv_row is None]:
-            raise UserError(
-                f"{self._table.source} has no label for {len(without):,} files: {listed(map(listing.path, without))}"
-            )
-        csv_rows = np.array(labelled, np.int64)
-        found = _find(self._row_of_key, listing)
-        if found.repeated:
-            keys = dict.fromkeys(_key(self._table.names[row]) for row in csv_rows.tolist())
-            found.demand_unique(keys, listing, self._table.source)
-        return _Labelled(self._table.class_index[csv_rows], unused=len(self._row_of_key) - len(found.row_of))
+            by_path = self._csv_rows([_path_key(path) for path in listing.paths])
+        csv_rows = np.where(by_path == _NONE, by_name, by_path)[rows]
+        if len(without := rows[csv_rows == _NONE]):
+            files = listed(map(listing.path, without.tolist()))
+            raise UserError(f"{self._table.source} has no label for {len(without):,} files: {files}")
+        files_of = np.bincount(np.concatenate([by_name, by_path]) - _NONE)[1:]  # how many each row of the CSV means
+        if len(twice := csv_rows[files_of[csv_rows] > 1]):
+            keys = dict.fromkeys(_key(self._table.names[row]) for row in twice.tolist())
+            _find(keys, listing).demand_unique(keys, listing, self._table.source)
+        both = rows[(by_name[rows] != _NONE) & (by_path[rows] != _NONE)]
+        self._table.demand_one_label(zip(by_name[both].tolist(), by_path[both].tolist(), strict=True))
+        unused = len(self._row_of_key) - int(np.count_nonzero(files_of))
+        return _Labelled(self._table.class_index[csv_rows], unused)
+
+    def _csv_rows(self, keys: Sequence[str]) -> np.ndarray:
+        """Which row of the CSV is about each key, int64 [keys], or `_NONE`."""
+        return np.fromiter(map(self._row_of_key.get, keys, repeat(_NONE)), np.int64, len(keys))
 
 
 def _write(request: IndexRequest, listing: _Listing, entries: np.ndarray, labels: _Labels | None) -> list[Path]:
@@ -297,6 +306,7 @@ def _write(request: IndexRequest, listing: _Listing, entries: np.ndarray, labels
         write_entries(files.entries, entries)
         write_file_indices(files.file_indices, listing.names)
         if labels is not None:
+            _warn_of_other_classes(files, labels.class_names)
             write_class_ids(files.class_ids, labels.class_names)
         write_side_car(files.side_car, side_car)
     except OSError as error:
@@ -318,6 +328,13 @@ def _warn_of_other_tars(files: IndexFiles, side_car: SideCar) -> None:
             _log.warning("replacing %s, which described another tar (%s)", files.entries.name, other.tar)
         else:
             _log.warning("%s is about another tar (%s) than the index made now; make it again too", path, other.tar)
+
+
+def _warn_of_other_classes(files: IndexFiles, class_names: Mapping[int, str]) -> None:
+    """All splits in a folder share one file of classes."""
+    with suppress(UserError):  # there is none, or none that can be read
+        if read_class_ids(files.class_ids) != class_names:
+            _log.warning("replacing %s, which had other classes; index every split with one CSV", files.class_ids)
 
 
 def _warn_of_other_files(names: Sequence[str]) -> None:

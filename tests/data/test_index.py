@@ -1,5 +1,8 @@
 import os
+import re
 import shutil
+import tarfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -140,9 +143,31 @@ def test_what_is_wrong_is_said_and_nothing_is_written(small, tmp_path, options, 
 
 
 def test_files_are_labelled_by_full_path_or_basename_and_may_be_said_twice(small):
-    csv = "filename,label\na.jpg,3\ns1/b.jpg,1\ns2/b.jpg,2\nc.jpg,9\nd.jpg,0\ns2/c.jpg,9\n"
-    _, entries = small(csv=csv)
+    csv = "filename,label\na.jpg,3\ns1/b.jpg,1\ns2/b.jpg,2\nc.jpg,9\nd.jpg,0\ns2/c.jpg,9\na.jpg,3\ns1/e.jpg,3\n"
+    summary, entries = small(csv=csv)
     assert entries[:, 0].tolist() == [3, 1, 2, 9, 0]
+    assert summary.unused_labels == 1
+
+
+def test_a_label_for_two_files_of_one_path_is_refused_where_it_is_used(tmp_path):
+    with tarfile.open(tmp_path / "t.tar", "w") as tar:
+        for name in ("s/a.jpg", "s/a.jpg", "s/b.jpg"):
+            tar.addfile(tarfile.TarInfo(name))
+    (tmp_path / "labels.csv").write_text("filename,label\ns/a.jpg,3\nb.jpg,4\n")
+    (tmp_path / "keep.txt").write_text("b.jpg\n")
+    request = IndexRequest(tmp_path / "t.tar", tmp_path / "out", csv=tmp_path / "labels.csv")
+    with pytest.raises(UserError, match=r"every path is unique: '/s/a.jpg': s/a.jpg, s/a.jpg$"):
+        build_index(request)
+    assert build_index(replace(request, keep=tmp_path / "keep.txt")).num_entries == 1
+
+
+def test_classes_that_another_csv_named_are_replaced_with_a_warning(small, warnings_logged):
+    keep = "a.jpg\nd.jpg"
+    small(keep=keep, csv="filename,label,class\na.jpg,1,x\nd.jpg,2,y\n")
+    small(keep=keep, csv="filename,label,class\nd.jpg,2,y\na.jpg,1,x\n")
+    assert not warnings_logged
+    small(keep=keep, csv="filename,label,class\na.jpg,1,x\nd.jpg,1,x\n")
+    assert re.search("replacing .*class-ids.npy, which had other classes; .* one CSV", *warnings_logged)
 
 
 def test_class_names_come_in_the_order_of_the_csv(small, tmp_path):
