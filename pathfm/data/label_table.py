@@ -109,3 +109,5 @@ def _check_columns(source: Path, columns: Sequence[str], file_name: str, label_n
     for column, flag in ((file_name, "--file_name"), (label_name, "--label_name"), (class_name, "--class_name")):
         if column not in columns and (column, flag) != (CLASS_NAME, "--class_name"):
             raise UserError(f"{source} has no column '{column}' {has}; choose the column with {flag}")
+        if columns.count(column) > 1:
+            raise UserError(f"{source} has {columns.count(column)} columns '{column}'; rename all but one of them")

@@ -57,6 +57,8 @@ def pack(request: PackRequest) -> PackSummary:
     Raises `UserError` when the folder is missing or without images, holds region features beside them, a link is
     broken, a file cannot be read, or a tar of other content is there and `force` is not set.
     """
+    if not request.name:
+        raise UserError("the tar must have a name; give one with --name")
     index_request = IndexRequest(request.tar, request.output, request.name, request.suffix, command=request.command)
     index_request.check()
     samples, skipped = _samples_in(request.folder)

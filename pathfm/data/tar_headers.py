@@ -100,7 +100,7 @@ class HeaderReader:
             kind = DIRECTORY  # as tars from before 1988 say it
         self._refuse_pieces(kind, pax, path, offset)
         start = offset + RECORD
-        if "size" in pax:
+        if pax.get("size"):
             end = start + self._pax_size(pax["size"], offset)
         if kind in _WITHOUT_DATA:
             end = start

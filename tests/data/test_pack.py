@@ -149,7 +149,8 @@ def test_a_disk_that_is_full_leaves_nothing_behind(folder, tmp_path, monkeypatch
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_a_name_with_a_slash_is_refused_before_anything_is_written(folder, tmp_path):
-    with pytest.raises(UserError, match="must not hold a '/'"):
-        pack(PackRequest(folder, "a/b", tmp_path / "out"))
+@pytest.mark.parametrize(("name", "message"), [("a/b", "must not hold a '/'"), ("", "give one with --name")])
+def test_a_name_that_makes_no_file_name_is_refused_before_anything_is_written(folder, tmp_path, name, message):
+    with pytest.raises(UserError, match=message):
+        pack(PackRequest(folder, name, tmp_path / "out"))
     assert not (tmp_path / "out").exists()

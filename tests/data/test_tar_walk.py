@@ -116,6 +116,13 @@ def test_what_a_global_pax_header_says_of_all_members_goes_before_their_own_head
     assert walked(path) == by_tarfile(path)
 
 
+def test_an_empty_pax_value_gives_back_what_the_header_says(tmp_path):
+    (member, content) = regular("a.jpg")
+    member.pax_headers = {"path": "", "size": ""}
+    path = archive(tmp_path / "g.tar", [(member, content)])
+    assert walked(path) == [("a.jpg", 1536, 1540)]
+
+
 def test_names_that_are_no_utf8_survive(tmp_path):
     path = archive(tmp_path / "latin.tar", [regular("t\udce4.jpg")], format=tarfile.GNU_FORMAT)
     assert walked(path)[0].path == "t\udce4.jpg"
