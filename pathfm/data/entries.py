@@ -24,6 +24,8 @@ ENTRY = np.dtype(
 COHORT_ENTRY = np.dtype([*ENTRY.descr, ("cohort_index", "<u8")])  # of concatenated indices, uint64 [N, 5]
 FORMAT_VERSION = 1
 
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))}
+
 
 @dataclass(frozen=True)
 class IndexFiles:
@@ -226,8 +228,8 @@ def pack_command(tar: Path) -> str:
 
 
 def printable(text: str) -> str:
-    """A file name as it can be printed and stored anywhere, bytes that are no UTF-8 as escapes."""
-    return text.encode("utf-8", "backslashreplace").decode()
+    """A file name on one line as it can be printed and stored anywhere, controls and no UTF-8 as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode().translate(_CONTROLS)
 
 
 def _kind_of(table: np.ndarray) -> str:

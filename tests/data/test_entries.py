@@ -13,6 +13,7 @@ from pathfm.data.entries import (
     SideCar,
     new_entries,
     open_entries,
+    printable,
     read_class_ids,
     read_cohort_indices,
     read_concat_side_car,
@@ -198,3 +199,8 @@ def test_files_are_named_as_the_ancestors_named_them(tmp_path):
     ]
     assert IndexFiles(tmp_path).entries.name == "entries.npy"
     assert IndexFiles(tmp_path, suffix="train").entries.name == "entries_train.npy"
+
+
+def test_any_file_name_is_printed_on_one_line():
+    names = "a\nb.jpg", "\x1b[31m.jpg", "t\udce4.jpg", "tät 日本 a\\b.jpg"
+    assert " ".join(map(printable, names)) == r"a\x0ab.jpg \x1b[31m.jpg t\udce4.jpg tät 日本 a\b.jpg"

@@ -32,7 +32,7 @@ def test_short_rows_end_in_empty_cells_and_empty_lines_count_as_lines_alone(tmp_
 @pytest.mark.parametrize("header", ["filename,label,label", "class,filename,class,label"])
 def test_a_column_that_is_there_twice_is_refused(tmp_path, header):
     (tmp_path / "labels.csv").write_text(f"{header}\na.jpg,1,2,3\n")
-    with pytest.raises(UserError, match="has 2 columns '(label|class)'; rename all but one"):
+    with pytest.raises(UserError, match=r"has 2 columns '(label|class)'; rename all but one"):
         read_labels(tmp_path / "labels.csv", "filename", "label")
 
 
