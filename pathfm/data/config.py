@@ -7,6 +7,7 @@ from pydantic import Field, field_validator
 
 from pathfm.config import Section
 
+MAX_NEIGHBOURS = 256  # a hole of a few megabytes in a tar is no reason to stop a run that is to skip what is damaged
 MAX_PIXELS = 8192 * 8192  # an image that claims more is taken for a decompression bomb; a 4096 px region has a quarter
 
 
@@ -48,7 +49,7 @@ class DataConfig(Section):
     """How samples are read."""
 
     corrupt_samples: str = "skip"  # skip | raise | limit:FRACTION of the samples that the run has seen
-    max_neighbours: int = Field(16, ge=0)  # rows tried in place of one that cannot be decoded
+    max_neighbours: int = Field(MAX_NEIGHBOURS, ge=0)  # rows tried in place of one that cannot be decoded
     max_pixels: int = Field(MAX_PIXELS, ge=1, le=178_956_970)  # Pillow itself refuses more (2 x MAX_IMAGE_PIXELS)
     # below: speed only
     prefetch_batches: int = Field(2, ge=1)  # per worker

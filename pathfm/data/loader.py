@@ -20,7 +20,7 @@ from jaxtyping import UInt8
 from torch.utils.data import DataLoader, Dataset
 
 from pathfm.batch import Batch, Skipped
-from pathfm.data.config import MAX_PIXELS
+from pathfm.data.config import MAX_NEIGHBOURS, MAX_PIXELS
 from pathfm.data.decode import DecodeError, decode
 from pathfm.data.order import BatchPlan, Order
 from pathfm.errors import UserError, listed
@@ -68,7 +68,7 @@ def load_batches(
     start_step: int,
     stop_step: int,
     num_workers: int = 0,
-    max_neighbours: int = 16,
+    max_neighbours: int = MAX_NEIGHBOURS,
     max_pixels: int = MAX_PIXELS,
     prefetch_batches: int = 2,
     pin_memory: bool = False,
@@ -125,9 +125,11 @@ class _RankBatches(Dataset[Batch | UserError]):
                 cohort, file = dataset.cohort_of(sample), dataset.name_of(sample)
                 skipped.append(Skipped(position, sample, cohort, file, str(error)))
         files = [tried.file for tried in skipped if tried.position == position]
+        are_all = len(files) <= self.max_neighbours
         raise UserError(
             f"{dataset.tar_of(row)}: {len(files)} samples in a row, from {row} on, cannot be decoded "
-            f"({listed(files)}); the last one: {skipped[-1].reason}. Mend the tar, or raise data.max_neighbours"
+            f"({listed(files)}); the last one: {skipped[-1].reason}. Mend the tar"
+            + ("; the cohort has no other samples" if are_all else ", or raise data.max_neighbours")
         )
 
     def _tried(self, row: int) -> Iterator[int]:

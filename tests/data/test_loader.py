@@ -137,6 +137,13 @@ def test_too_many_damaged_neighbours_end_in_one_line(damaged_root, num_workers):
         batches(damaged_root, max_neighbours=1, num_workers=num_workers)
 
 
+def test_where_every_sample_is_damaged_no_more_neighbours_are_asked_for(tmp_path, write_tar):
+    write_tar(tmp_path / "pretrain_dataset.tar", {f"{n}.png": b"damaged" for n in range(5)})
+    build_index(IndexRequest(tmp_path / "pretrain_dataset.tar", tmp_path, "pretrain"))
+    with pytest.raises(UserError, match=r": 5 samples in a row, .*Mend the tar; the cohort has no other samples$"):
+        batches(tmp_path, BatchPlan(5))
+
+
 def test_a_batch_larger_than_the_data_set_is_refused(tiles_root):
     with pytest.raises(UserError, match="a batch of 24 is larger than an epoch of 23"):
         batches(tiles_root, BatchPlan(24))
