@@ -10,6 +10,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from pathfm.data.config import MAX_PIXELS
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".jp2")
+_FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "JPEG2000", "GIF", "PPM")  # no EPS, which is run as a program
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -34,7 +35,7 @@ def decode(encoded: bytes, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "H
     if not encoded:
         raise DecodeError("it is empty (0 bytes)")
     try:
-        with Image.open(BytesIO(encoded)) as image:
+        with Image.open(BytesIO(encoded), formats=_FORMATS) as image:
             _refuse_bomb(image, max_pixels)
             if (pixels := _plain_jpeg(image, encoded)) is not None:
                 return pixels

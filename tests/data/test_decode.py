@@ -160,7 +160,15 @@ def test_truncated_images_are_refused(format):
             decode(whole[: int(len(whole) * keep) - 1])
 
 
-@pytest.mark.parametrize(("content", "reason"), [(b"", "empty"), (b"no image", "not an image of a known format")])
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "empty"),
+        (b"no image", "not an image of a known format"),
+        (encoded(Image.fromarray(PIXELS), "EPS"), "not an image of a known format"),
+    ],
+    ids=["empty", "text", "a PostScript program"],
+)
 def test_what_is_no_image_is_refused_with_the_reason(content, reason):
     with pytest.raises(DecodeError, match=reason):
         decode(content)
