@@ -51,6 +51,13 @@ class Members(NamedTuple):
         """Where the header behind the last member begins."""
         return padded(int(self.end_offsets[-1]))
 
+    def without_companions(self) -> "Members":
+        """Those that are no macOS companions of others."""
+        if "._" not in "\0".join(self.paths):  # one look at all is quicker than one at each
+            return self
+        rows = [row for row, path in enumerate(self.paths) if not is_companion(path)]
+        return Members([self.paths[row] for row in rows], self.start_offsets[rows], self.end_offsets[rows])
+
 
 class PlainMembers:
     """The plain members in a stretch of a tar, and where they follow each other with nothing else between.
@@ -92,7 +99,7 @@ def plain_members(records: np.ndarray, offsets: np.ndarray, tar_size_bytes: int)
         paths[row] = path or paths[row]
     starts = headers.offsets + RECORD
     ends = starts + headers.sizes
-    plain = np.flatnonzero((headers.fields["kind"] == _FILE) & (ends <= tar_size_bytes) & ~_are_odd(paths))
+    plain = np.flatnonzero((headers.fields["kind"] == _FILE) & (ends <= tar_size_bytes) & ~_end_in_slashes(paths))
     if len(plain) < len(paths):
         paths = [paths[row] for row in plain.tolist()]
     until = int(offsets[-1]) + RECORD if len(offsets) else 0
@@ -202,9 +209,8 @@ def _tell_times(texts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     return at == sizes
 
 
-def _are_odd(paths: list[str]) -> np.ndarray:
-    """Which paths [H] are of files that are no samples, or end as those of directories do."""
-    joined = "\0".join(paths) + "\0"
-    if "._" not in joined and "/\0" not in joined:  # one look at all is quicker than one at each
+def _end_in_slashes(paths: list[str]) -> np.ndarray:
+    """Which paths [H] are written as those of directories are."""
+    if "/\0" not in "\0".join(paths) + "\0":  # one look at all is quicker than one at each
         return np.zeros(len(paths), bool)
-    return np.array([is_companion(path) or path.endswith("/") for path in paths])
+    return np.array([path.endswith("/") for path in paths])

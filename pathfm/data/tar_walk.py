@@ -36,6 +36,7 @@ _BLOCK_BYTES = 1 << 20
 _FAR_BYTES = 16 << 10  # from one header to the next; from here on headers are read alone
 _NUM_LONE_RECORDS = 1024
 _BATCH_MEMBERS = 4096
+_COMPANIONS = "macOS companions (._)"
 _EXTENSIONS_BYTES = 16 * RECORD  # how far before its header a member's extended headers are looked for
 
 
@@ -66,7 +67,10 @@ class TarWalk:
             if places is not None:
                 places.note(piece)
             if isinstance(piece, Members):
-                batch.extend(piece)
+                files = piece.without_companions()
+                batch.extend(files)
+                if num_companions := len(piece.paths) - len(files.paths):
+                    self.skipped[_COMPANIONS] += num_companions
             elif kind_skipped := _skipped_kind(piece):
                 self.skipped[kind_skipped] += 1
             else:
@@ -203,4 +207,4 @@ def _skipped_kind(header: Header) -> str:
         return "symbolic links"
     if header.kind not in REGULAR:
         return "special files"
-    return "macOS companions (._)" if is_companion(header.path) else ""
+    return _COMPANIONS if is_companion(header.path) else ""
