@@ -126,18 +126,15 @@ def open_entries(path: Path, row_type: np.dtype = ENTRY) -> np.ndarray:
     if not path.is_file():
         raise UserError(f"there is no file {path}")
     try:
-        plain = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+        plain = npy_format.open_memmap(path, mode="r")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except Exception as error:  # a damaged header can raise anything
         raise UserError(f"{path} is not a whole .npy file of numbers: {error}") from error
     columns = row_type.names or ()
-    if (
-        not isinstance(plain, np.ndarray)
-        or plain.dtype != np.uint64
-        or plain.ndim != 2
-        or plain.shape[1] != len(columns)
-    ):
-        found = _kind_of(plain) if isinstance(plain, np.ndarray) else "an .npz archive"
-        raise UserError(f"{path} must hold uint64 [N, {len(columns)}] ({', '.join(columns)}), but holds {found}")
+    if plain.dtype != np.uint64 or plain.ndim != 2 or plain.shape[1] != len(columns):
+        expected = f"uint64 [N, {len(columns)}] ({', '.join(columns)})"
+        raise UserError(f"{path} must hold {expected}, but holds {_kind_of(plain)}")
     if not plain.flags.c_contiguous:
         raise UserError(f"{path} is stored column by column; save it again from np.ascontiguousarray(...)")
     return plain.view(np.ndarray).view(row_type)[:, 0]
@@ -247,6 +244,8 @@ def _read_side_car(path: Path, build: Callable[[dict[str, Any]], Built]) -> Buil
         return None
     try:
         return build(json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} cannot be read ({error}); make the index again or delete this file") from error
 
@@ -282,13 +281,15 @@ def _read_object(path: Path) -> np.ndarray:
     try:
         with path.open("rb") as file:
             _skip_header(file)
-            content = _PlainUnpickler(file).load()
-    except MemoryError:
-        raise
+            pickled = _PlainUnpickler(file).load()
+            content = pickled.content if isinstance(pickled, _ObjectArray) else None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # a damaged or hostile pickle can raise anything
-        raise UserError(f"{path} is not a whole .npy file of a plain dictionary or table: {error}") from error
-    if not isinstance(content, np.ndarray) or content.dtype != object:
-        raise UserError(f"{path} must hold a pickled object array, but holds {type(content).__name__}")
+        reason = error if str(error) else type(error).__name__
+        raise UserError(f"{path} is not a whole .npy file of a plain dictionary or table: {reason}") from error
+    if content is None:
+        raise UserError(f"{path} must hold a pickled object array, but holds {type(pickled).__name__}")
     return content
 
 
@@ -300,16 +301,36 @@ def _skip_header(file: BinaryIO) -> None:
         raise ValueError(f"it holds {dtype}, not objects")
 
 
+class _Ignored:
+    """Stands for a type that the pickle of an object array names; an array of anything else fails in its place."""
+
+    def __init__(self, *_: object) -> None: ...
+
+    def __setstate__(self, _: object) -> None: ...
+
+
+class _ObjectArray:
+    """Filled with what a pickled array holds. Not by numpy, which a damaged pickle brings down with the process."""
+
+    def __init__(self, *_: object) -> None: ...
+
+    def __setstate__(self, state: tuple[int, tuple[int, ...], object, bool, list[object]]) -> None:
+        _, shape, _, _, items = state
+        flat = np.empty(len(items), dtype=object)
+        for place, item in enumerate(items):
+            flat[place] = item
+        self.content = flat.reshape(shape)
+
+
 class _PlainUnpickler(pickle.Unpickler):
-    """Builds dict, list, int, str and ndarray, and refuses every other name, so that a file cannot run code."""
+    """Builds dict, list, int, str and arrays of them, and refuses every other name, so that a file cannot run code."""
 
     def find_class(self, module: str, name: str) -> Any:
-        rebuild_array = np.empty(0).__reduce__()[0]
         allowed = {
-            ("numpy", "ndarray"): np.ndarray,
-            ("numpy", "dtype"): np.dtype,
-            ("numpy._core.multiarray", "_reconstruct"): rebuild_array,
-            ("numpy.core.multiarray", "_reconstruct"): rebuild_array,  # written by numpy 1
+            ("numpy", "ndarray"): _Ignored,
+            ("numpy", "dtype"): _Ignored,
+            ("numpy._core.multiarray", "_reconstruct"): _ObjectArray,
+            ("numpy.core.multiarray", "_reconstruct"): _ObjectArray,  # written by numpy 1
         }
         if (module, name) not in allowed:
             raise pickle.UnpicklingError(f"it wants to load {module}.{name}, which an index has no use for")

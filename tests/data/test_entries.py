@@ -117,8 +117,9 @@ def test_cut_foreign_and_missing_entries_are_refused(tmp_path):
     write_entries(tmp_path / "e.npy", new_entries(*np.zeros((4, 100), np.uint64)))
     (tmp_path / "cut.npy").write_bytes((tmp_path / "e.npy").read_bytes()[:1000])
     (tmp_path / "text.npy").write_text("hello")
+    (tmp_path / "zip.npy").write_bytes(b"PK\x03\x04")
     write_file_indices(tmp_path / "objects.npy", ["a"])
-    for name in ("cut", "text", "objects"):
+    for name in ("cut", "text", "zip", "objects"):
         with pytest.raises(UserError, match=rf"{name}.npy is not a whole"):
             open_entries(tmp_path / f"{name}.npy")
     with pytest.raises(UserError, match="there is no file"):
@@ -164,19 +165,52 @@ def test_pickles_of_anything_else_are_refused_and_not_run(tmp_path, hostile):
         read_file_indices(tmp_path / "f.npy")
 
 
-@fresh
+def write_some_entries(path):
+    write_entries(path, new_entries(*np.zeros((4, 9), np.uint64)))
+
+
+def write_some_names(path):
+    write_file_indices(path, ["a.jpg", "b.jpg"])
+
+
+def write_some_classes(path):
+    write_class_ids(path, {0: "a", 3: "b"})
+
+
+@pytest.mark.parametrize(
+    ("write", "read", "kind"),
+    [
+        (write_some_entries, open_entries, np.ndarray),
+        (write_some_names, read_file_indices, dict),
+        (write_some_classes, read_class_ids, dict),
+    ],
+)
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_damaged_pickles_end_in_a_user_error_or_in_a_dictionary(tmp_path, data):
-    write_file_indices(tmp_path / "f.npy", ["a.jpg", "b.jpg"])
+def test_damaged_files_end_in_a_user_error_or_in_what_they_should_hold(tmp_path, write, read, kind, data):
+    write(tmp_path / "f.npy")
     content = bytearray((tmp_path / "f.npy").read_bytes())
     for _ in range(data.draw(st.integers(1, 3))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     (tmp_path / "f.npy").write_bytes(content[: data.draw(st.integers(0, len(content)))])
     try:
-        names = read_file_indices(tmp_path / "f.npy")
+        held = read(tmp_path / "f.npy")
     except UserError:
         return
-    assert type(names) is dict
+    assert isinstance(held, kind)
+
+
+def test_a_file_that_cannot_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+    write_side_car(tmp_path / "f", SideCar("t.tar", 1024, 5, 3, 4, "pathfm index"))
+
+    def fail(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("builtins.open", fail)
+    monkeypatch.setattr("io.open", fail)
+    for read in (open_entries, read_file_indices, read_side_car):
+        with pytest.raises(UserError, match=r"^cannot read \S+/f: Permission denied$"):
+            read(tmp_path / "f")
 
 
 def test_the_side_car_is_read_as_written_and_its_absence_is_no_error(tmp_path):
