@@ -145,6 +145,8 @@ def _files_of(tar: Path) -> Iterator[Members]:
         yield from progress(walk, description, total, unit="MB", done=lambda files: files.end_offsets[-1] / 1e6)
     except UserError as error:
         raise _BrokenTar(str(error)) from error
+    except OSError as error:
+        raise _BrokenTar(f"cannot read {tar}: {error.strerror or error}") from error
 
 
 def _repeated(cohort: str, starts: Int64[np.ndarray, " R"]) -> list[Check]:

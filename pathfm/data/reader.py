@@ -66,7 +66,7 @@ class Reader:
         try:
             self.cohorts = cohorts_of(self._entries, tars)
             self._tar_sizes_bytes = {cohort.tar: _size_of(cohort.tar) for cohort in self.cohorts if cohort.rows}
-            with _disk_errors_named():
+            with _disk_errors_named(f"the tars of {entries_path}"):
                 demand_fit(self._entries, self.cohorts, described)
         except Misfit as misfit:
             raise self._explained(misfit) from misfit
@@ -238,9 +238,9 @@ def _warn_without(side_car: Path) -> None:
 
 
 @contextmanager
-def _disk_errors_named(tar: Path | None = None) -> Iterator[None]:
-    """A tar that vanished or a disk that fails is one line that names the tar."""
+def _disk_errors_named(place: Path | str) -> Iterator[None]:
+    """A tar that vanished or a disk that fails is one line that names the tar, or else the place."""
     try:
         yield
     except OSError as error:
-        raise UserError(f"cannot read {tar or error.filename}: {error.strerror or error}") from error
+        raise UserError(f"cannot read {error.filename or place}: {error.strerror or error}") from error

@@ -204,8 +204,11 @@ def test_a_disk_that_fails_is_one_line_that_names_the_tar(tiles_root, monkeypatc
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(os, "pread", fail)
+    monkeypatch.setattr(os, "preadv", fail)
     with pytest.raises(UserError, match=r"^cannot read .*pretrain_dataset.tar: Input/output error$"):
         dataset.read_bytes(0)
+    with pytest.raises(UserError, match=r"^cannot read the tars of .*pretrain_entries.npy: Input/output error$"):
+        Pathology(tiles_root)
 
 
 def test_a_data_set_travels_by_pickle_without_its_files(tiles_root, tile):

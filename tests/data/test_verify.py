@@ -1,5 +1,6 @@
 """Every kind of planted damage is found and named, and a whole data set has nothing said against it."""
 
+import errno
 import os
 import shutil
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pathfm.data import check_samples, cohorts
+from pathfm.data.check_rows import check_rows
 from pathfm.data.concat import ConcatRequest, concat
 from pathfm.data.datasets import Pathology
 from pathfm.data.decode import decode
@@ -204,6 +206,20 @@ def test_a_tar_whose_headers_are_damaged_between_the_samples_is_damage(root):
     verification = found(f"Pathology:root={root}", num_decoded=0)
     assert verification.verdict == "damage"
     assert "there is no valid tar header at byte" in str(verification.checks)
+
+
+def test_a_disk_that_fails_is_damage_of_the_tar_not_an_end_without_findings(root, monkeypatch):
+    dataset = Pathology(root)
+
+    def fail(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "preadv", fail)
+    (check,) = check_rows(dataset).checks
+    assert (check.verdict, check.said) == (
+        "damage",
+        f"cohort pretrain: cannot read {root}/pretrain_dataset.tar: Input/output error",
+    )
 
 
 def test_rows_of_a_wrong_cohort_are_damage_with_a_side_car_or_without(two_cohorts):
