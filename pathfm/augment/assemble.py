@@ -19,6 +19,8 @@ from pathfm.augment.masks import MaskPlan, draw_masks
 from pathfm.batch import Batch, Uncropped
 from pathfm.errors import UserError
 
+_MOST_ROOM = 4  # for images in one tensor, as a multiple of their own pixels
+
 
 class Sample(Protocol):
     """One decoded image and where it stands."""
@@ -53,7 +55,8 @@ class Assemble:
         global_batch_size: int,
         crops_on_device: bool = False,
     ) -> None:
-        """With `crops_on_device` batches hold images and plans, of which `crop_on_device` makes the crops.
+        """With `crops_on_device` batches hold images and plans, of which `crop_on_device` makes the crops; but
+        crops where one image is so large that the others' room in one tensor would be mostly empty.
 
         Raises `UserError` when a crop's size is no multiple of the patch size or the masks' grid is another.
         """
@@ -78,7 +81,8 @@ class Assemble:
         sizes = [image.shape[:2] for image in images]
         plans = draw_crops(self._augmentation, self._crops, sizes, self._seed, positions)
         masks = torch.from_numpy(draw_masks(self._masks, self._seed, step, positions, self._global_batch_size))
-        global_crops, local_crops = self._crops_of([] if self._crops_on_device else images, plans)
+        on_device = self._crops_on_device and not _is_mostly_empty(sizes)
+        global_crops, local_crops = self._crops_of([] if on_device else images, plans)
         return Batch(
             global_crops=global_crops,
             local_crops=local_crops,
@@ -87,7 +91,7 @@ class Assemble:
             mask_weights=mask_weights(masks),
             positions=torch.tensor(positions, dtype=torch.int64),
             samples=torch.tensor([sample.sample for sample in samples], dtype=torch.int64),
-            uncropped=uncropped(images, plans) if self._crops_on_device else None,
+            uncropped=uncropped(images, plans) if on_device else None,
         )
 
     def _crops_of(
@@ -116,6 +120,12 @@ def mask_weights(masks: Bool[Tensor, "GB L"]) -> Float[Tensor, " M"]:
     """1 / (number of masked patches of the same crop) for every masked patch, so that each masked crop counts once."""
     per_crop: Int[Tensor, "GB 1"] = masks.sum(dim=1, keepdim=True)
     return per_crop.clamp(min=1).float().reciprocal().expand_as(masks)[masks]
+
+
+def _is_mostly_empty(sizes: Sequence[tuple[int, int]]) -> bool:
+    """Whether the room for images of these (height, width), as large for each as for the largest, holds little."""
+    heights, widths = np.array(sizes).T
+    return bool(len(sizes) * heights.max() * widths.max() > _MOST_ROOM * (heights * widths).sum())
 
 
 def _room_for(views: int, num_samples: int, size: int) -> UInt8[Tensor, "V B S S 3"]:

@@ -123,3 +123,12 @@ def test_no_local_crops_are_made_where_there_are_none(tiles):
     batch = crop_on_device(assembler(crops)(samples_of(tiles), 0), crops)
     assert batch.local_crops.shape == (0, 3, 56, 56)
     assert batch.num_local_crops == 0
+
+
+def test_beside_one_much_larger_image_crops_are_made_before_they_travel(tiles):
+    """Or one odd image would claim its own memory again for every other image of the batch."""
+    samples = samples_of([*tiles[:7], np.tile(tiles[0], (4, 4, 1))])
+    batch, oracle = assembler()(samples, 0), assembler(crops_on_device=False)(samples, 0)
+    assert batch.uncropped is None
+    assert torch.equal(batch.global_crops, oracle.global_crops)
+    assert torch.equal(batch.local_crops, oracle.local_crops)
