@@ -14,6 +14,7 @@ from jaxtyping import Int64, Shaped
 from pathfm.data.datasets import Dataset
 from pathfm.data.decode import DecodeError
 from pathfm.data.findings import Check, first_cases
+from pathfm.errors import UserError
 from pathfm.log import progress
 
 _DIGEST_BYTES = 16  # of blake2b: no two of 10^9 different samples will meet
@@ -53,7 +54,7 @@ def _hashed_and_decoded(
     blocks = chain([rows[:0]], _blocks(dataset, rows), [rows[:0]])
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         for block, following in pairwise(blocks):
-            encoded = [dataset.read_bytes(row) for row in block.tolist()]
+            encoded = [_read(dataset, row) for row in block.tolist()]
             dataset.will_need(following.tolist())
             yield from pool.map(partial(_hash_and_decode, decoder), encoded)
 
@@ -66,8 +67,18 @@ def _blocks(dataset: Dataset, rows: Int64[np.ndarray, " S"]) -> Iterator[Int64[n
         yield from np.split(block, np.flatnonzero(np.diff(parts)) + 1)
 
 
-def _hash_and_decode(decoder: Decoder, encoded: bytes) -> tuple[bytes, str]:
+def _read(dataset: Dataset, row: int) -> bytes | UserError:
+    """The encoded sample, or why the disk does not give it back: one bad sector must not hide what else is found."""
+    try:
+        return dataset.read_bytes(row)
+    except UserError as error:
+        return error
+
+
+def _hash_and_decode(decoder: Decoder, encoded: bytes | UserError) -> tuple[bytes, str]:
     """The digest, and why the sample cannot be decoded (nothing when it can)."""
+    if isinstance(encoded, UserError):
+        return os.urandom(_DIGEST_BYTES), str(encoded)  # like no other
     digest = hashlib.blake2b(encoded, digest_size=_DIGEST_BYTES).digest()
     try:
         decoder(encoded)

@@ -20,6 +20,7 @@ from pathfm.data.findings import Check
 from pathfm.data.index import IndexRequest, build_index
 from pathfm.data.slides import SlideNames
 from pathfm.data.verify import Verification, VerifyRequest, verify
+from pathfm.errors import UserError
 
 NUM_TILES = 100  # more than what is compared with its headers when a data set is opened
 
@@ -219,6 +220,21 @@ def test_a_disk_that_fails_is_damage_of_the_tar_not_an_end_without_findings(root
     assert (check.verdict, check.said) == (
         "damage",
         f"cohort pretrain: cannot read {root}/pretrain_dataset.tar: Input/output error",
+    )
+
+
+def test_bad_sectors_are_samples_that_cannot_be_decoded(root, monkeypatch):
+    def read(dataset, sample, read_bytes=Pathology.read_bytes):
+        if sample in (7, 70):
+            raise UserError("cannot read the.tar: Input/output error")
+        return read_bytes(dataset, sample)
+
+    monkeypatch.setattr(Pathology, "read_bytes", read)
+    verification = found(f"Pathology:root={root}")
+    assert not_well(verification) == [("decoding", "damage")]
+    assert the_check(verification, "decoding").cases == (
+        "pretrain_dataset_07.png (row 7): cannot read the.tar: Input/output error",
+        "pretrain_dataset_70.png (row 70): cannot read the.tar: Input/output error",
     )
 
 
