@@ -94,7 +94,8 @@ def _parser() -> ArgumentParser:
         "--slide",
         metavar="REGEX",
         help="finds the slide in a tile's path in the tar: its first group, or all of it "
-        "(default: the file's name without the two numbers or coordinates at its end)",
+        "(default: the file's name without the two numbers or coordinates at its end, "
+        "or its folder's where the file's tells no slide)",
     )
     parser.add_argument(
         "--output", type=Path, default=Path("verify.json"), help="where the findings go (default: verify.json)"
