@@ -10,6 +10,7 @@ from pathfm.data.tar_bytes import TarBytes
 from pathfm.errors import UserError
 
 RECORD = 512  # bytes; headers are one record long, data are padded to whole records
+_MOST_TEXT_BYTES = 64 << 20  # of an extended header; real ones are of a few hundred
 _TAIL_BYTES = 1 << 20  # what follows the end mark is looked through in pieces of this
 
 FILE, _OLD_FILE, _CONTIGUOUS_FILE = b"0", b"\0", b"7"
@@ -84,6 +85,8 @@ class HeaderReader:
             if kind not in _EXTENSIONS:
                 return self._extended_header(extended, record, offset, end)
             self._demand_bytes_until(end, offset, "an extended header")
+            if end - start > _MOST_TEXT_BYTES:
+                raise UserError(f"{self._path} is damaged: the header at byte {offset} has {end - start} bytes of text")
             self._extend(extended, kind, self._tar.read(start, end - start), offset)
             offset = padded(end)
         if extended.used:

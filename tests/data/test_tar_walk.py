@@ -211,6 +211,15 @@ def test_a_damaged_header_is_named_by_byte_and_by_the_member_before_it(tmp_path)
         walked(path)
 
 
+def test_an_extended_header_without_end_is_refused_unread(tmp_path):
+    member = tarfile.TarInfo("PaxHeaders/a.jpg")
+    member.type, member.size = tarfile.XHDTYPE, 1 << 32
+    (tmp_path / "t.tar").write_bytes(member.tobuf(tarfile.GNU_FORMAT))
+    os.truncate(tmp_path / "t.tar", 1 << 33)
+    with pytest.raises(UserError, match=r"damaged: the header at byte 0 has 4294967296 bytes of text"):
+        walked(tmp_path / "t.tar")
+
+
 def test_tars_joined_with_cat_are_refused(tmp_path):
     path = archive(tmp_path / "t.tar", [regular("a.jpg")])
     path.write_bytes(path.read_bytes() * 2)
