@@ -345,8 +345,6 @@ def _warn_of_other_files(names: Sequence[str]) -> None:
 
 def _read_text(path: Path) -> str:
     """A text file; bytes that are no UTF-8 stay as they are, so that odd file names still match the tar's."""
-    if not path.is_file():
-        raise UserError(f"there is no file {path}")
     try:
         return path.read_bytes().removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
     except OSError as error:

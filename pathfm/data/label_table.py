@@ -71,8 +71,6 @@ class LabelTable:
 
 def read_labels(source: Path, file_name: str, label_name: str, class_name: str = CLASS_NAME) -> LabelTable:
     """Read three columns of a CSV by their names. Raises `UserError` for whatever is wrong with it."""
-    if not source.is_file():
-        raise UserError(f"there is no file {source}")
     try:
         # Bytes that are no UTF-8 stay as they are, so that odd file names still match the tar's.
         with source.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:

@@ -143,6 +143,7 @@ class HeaderReader:
 
     def _refuse_pieces(self, kind: bytes, pax: dict[str, str], path: str, offset: int) -> None:
         if kind == _GNU_SPARSE or _is_sparse(pax):
+            path = pax.get("GNU.sparse.name") or path  # that of its header is made up
             raise UserError(
                 f"{self._path}: member {shown(path)} at byte {offset} is sparse, so its bytes are not in one piece; "
                 "repack the folder with 'tar -chf' without --sparse"

@@ -3,6 +3,7 @@ import re
 import shutil
 import tarfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -97,6 +98,19 @@ def test_offsets_point_at_the_bytes_and_file_indices_at_the_names(small, tmp_pat
 def test_names_are_basenames_or_full_paths(small, lines, kept):
     _, entries = small(keep=lines)
     assert entries[:, 1].tolist() == kept
+
+
+@pytest.mark.parametrize(("what", "lines"), [("keep", "a.jpg\n"), ("csv", "filename,label\na.jpg,0\nd.jpg,0\n")])
+def test_a_list_may_come_through_a_pipe_and_a_missing_one_is_named(tmp_path, write_tar, what, lines):
+    tar = write_tar(tmp_path / "t.tar", {"a.jpg": b"x", "d.jpg": b"x"})
+    request = IndexRequest(tar, tmp_path / "out")
+    reading, writing = os.pipe()
+    os.write(writing, lines.encode())
+    os.close(writing)
+    assert build_index(replace(request, **{what: Path(f"/dev/fd/{reading}")})).num_entries == lines.count("jpg")
+    os.close(reading)
+    with pytest.raises(UserError, match=r"cannot read .*none.txt: No such file"):
+        build_index(replace(request, **{what: tmp_path / "none.txt"}))
 
 
 def test_a_remove_list_leaves_the_others(small):

@@ -196,7 +196,8 @@ def test_sparse_members_are_refused_by_name(tmp_path, style):
         member.type = tarfile.GNUTYPE_SPARSE
         path = archive(tmp_path / "t.tar", [regular("a.jpg"), (member, content)], format=tarfile.GNU_FORMAT)
     else:
-        member.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.realsize": "99"}
+        member.name = "GNUSparseFile.1/holes.tif"
+        member.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.name": "holes.tif", "GNU.sparse.realsize": "99"}
         path = archive(tmp_path / "t.tar", [regular("a.jpg"), (member, content)])
     with pytest.raises(UserError, match=r"'holes.tif' at byte \d+ is sparse"):
         walked(path)
