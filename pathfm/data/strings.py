@@ -34,6 +34,10 @@ class DatasetString:
     name: str
     options: Mapping[str, str]
 
+    def __str__(self) -> str:
+        """What `parse_dataset_string` reads."""
+        return ":".join([self.name, *(f"{key}={value}".replace(":", r"\:") for key, value in self.options.items())])
+
 
 def parse_dataset_string(text: str) -> DatasetString:
     r"""`Pathology:root=/data:subset=train` -> name and options. A value may hold '='; a ':' in it is written '\:'.

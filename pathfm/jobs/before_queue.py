@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from os.path import expanduser
 from pathlib import Path
 
@@ -66,5 +67,4 @@ def _on_host(dataset: str, container: Container) -> str:
     for key in _FOLDER_KEYS:
         if key in options and (place := host_path(container, Path(options[key]))):
             options[key] = str(place)
-    escaped = {key: value.replace(":", r"\:") for key, value in options.items()}
-    return ":".join([parsed.name, *(f"{key}={value}" for key, value in escaped.items())])
+    return str(replace(parsed, options=options))

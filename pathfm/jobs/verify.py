@@ -2,15 +2,16 @@
 
 from argparse import ArgumentParser
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from pathfm.data.check_samples import Decoder
-from pathfm.data.datasets import Dataset, Regions
+from pathfm.data.datasets import KNN, Dataset, Regions
 from pathfm.data.decode import decode
+from pathfm.data.entries import IndexFiles
 from pathfm.data.findings import Check
 from pathfm.data.slides import SlideNames
-from pathfm.data.strings import parse_dataset_string
+from pathfm.data.strings import DatasetString, parse_dataset_string
 from pathfm.data.verify import Verification, VerifyRequest, verify
 from pathfm.errors import UserError
 from pathfm.files import write_json
@@ -29,14 +30,25 @@ _VERDICTS = {
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     start_logging()
-    for text in arguments.datasets:
-        parse_dataset_string(text)  # a mistyped string is no damage
+    strings = [parse_dataset_string(text) for text in arguments.datasets]  # a mistyped string is no damage
     slide_names = SlideNames(arguments.slide)
-    found = verify(VerifyRequest(arguments.datasets, _number(arguments.decode), slide_names, _decoder_of))
+    texts = [*arguments.datasets, *map(str, _other_splits(strings))]
+    found = verify(VerifyRequest(texts, _number(arguments.decode), slide_names, _decoder_of))
     print(report_text(found))
     write_json(arguments.output, {"verdict": found.verdict, "checks": _as_json(found.checks)})
     print(f"wrote {arguments.output}")
     return 1 if found.verdict in ("damage", "leakage") else 0
+
+
+def _other_splits(strings: Sequence[DatasetString]) -> list[DatasetString]:
+    """The split that a single split of KNN must share nothing with, where it is there."""
+    if len(strings) > 1 or strings[0].name != KNN.__name__:
+        return []
+    options = strings[0].options
+    folder = Path(options.get("extra", options["root"])).expanduser()
+    others = [split for split in KNN.SPLITS if split != options["split"]]
+    there = [split for split in others if IndexFiles(folder, split, options.get("subset", "")).entries.is_file()]
+    return [replace(strings[0], options={**options, "split": split}) for split in there]
 
 
 def _decoder_of(dataset: Dataset) -> Decoder:
@@ -80,7 +92,8 @@ def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         "pathfm verify",
         description="Check data sets: every row against its tar, samples, duplicates, labels. "
-        "Several data sets are taken for splits that must share no slide and no image.",
+        "Several data sets are taken for splits that must share no slide and no image; "
+        "a split of KNN is checked together with the other one.",
         epilog="Exit status: 1 for damage, or when splits share something; 0 otherwise, also with warnings.",
     )
     parser.add_argument("datasets", nargs="+", metavar="DATASET", help="e.g. KNN:root=/data:split=query")

@@ -11,7 +11,9 @@ values = st.text(st.characters(exclude_characters="\\"), min_size=1).filter(lamb
 @given(values, values)
 def test_values_may_hold_anything_when_colons_are_escaped(root, subset):
     text = "Pathology:root={}:subset={}".format(*(value.replace(":", r"\:") for value in (root, subset)))
-    assert parse_dataset_string(text).options == {"root": root, "subset": subset}
+    parsed = parse_dataset_string(text)
+    assert parsed.options == {"root": root, "subset": subset}
+    assert str(parsed) == text
 
 
 def test_the_ancestors_strings_are_read():

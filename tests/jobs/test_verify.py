@@ -120,3 +120,14 @@ def test_data_are_verified_without_torch(data, tmp_path):
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0
+
+
+def test_a_split_of_knn_is_compared_with_the_other_one(golden_dir, tmp_path, capsys):
+    for file in (golden_dir / "tar_npy").glob("*.npy"):
+        (tmp_path / file.name).symlink_to(file)
+    (tmp_path / "downstream_dataset.tar").symlink_to(golden_dir / "tar_npy" / "pretrain_dataset.tar")
+    query, test = (f"KNN:root={tmp_path}:split={split}" for split in ("query", "test"))
+    main(["verify", test, "--output", str(tmp_path / "found.json")])
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert list(found["checks"]) == [test, query, f"{test} and {query}"]
+    assert f"{test} and {query}" in capsys.readouterr().out
