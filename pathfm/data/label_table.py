@@ -81,25 +81,35 @@ def read_labels(source: Path, file_name: str, label_name: str, class_name: str =
 
 def _read_table(source: Path, reader: Any, wanted: tuple[str, str, str]) -> LabelTable:
     lines, names, labels, classes = array("q"), [], [], []
-    same: dict[str, str] = {"": ""}  # one text for all rows that say it: the labels of a million rows are a few
+    text_of = _Stripped()
     try:
         columns = [column.strip() for column in next(reader, [])]
         _check_columns(source, columns, *wanted)
         at = {column: i for i, column in enumerate(columns)}
         name_at, label_at, class_at = (at.get(column, len(columns)) for column in wanted)
+        last = max(name_at, label_at, class_at)
         for row in reader:
             if not row:
                 continue
-            row += [""] * (1 + len(columns) - len(row))  # a short row ends in empty cells
+            if len(row) <= last:
+                row += [""] * (1 + last - len(row))  # a short row ends in empty cells
             lines.append(reader.line_num)
             names.append(row[name_at].strip())
-            labels.append(same.setdefault(row[label_at], row[label_at].strip()))
-            classes.append(same.setdefault(row[class_at], row[class_at].strip()))
+            labels.append(text_of[row[label_at]])
+            classes.append(text_of[row[class_at]])
     except csv.Error as error:
         raise UserError(f"{source} is not a readable CSV file: line {reader.line_num}: {error}") from error
     table = LabelTable(source, names, labels, classes if class_at < len(columns) else [""] * len(names), lines)
     table.check()
     return table
+
+
+class _Stripped(dict[str, str]):
+    """A cell -> its text, one object for all cells that say the same: the labels of a million rows are a few."""
+
+    def __missing__(self, cell: str) -> str:
+        self[cell] = cell.strip()
+        return self[cell]
 
 
 def _check_columns(source: Path, columns: Sequence[str], file_name: str, label_name: str, class_name: str) -> None:
