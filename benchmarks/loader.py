@@ -107,6 +107,7 @@ def one_core(dataset: Dataset, rounds: int) -> str:
             "augment: Pillow": lambda: [pillow_crops(picture, n) for n, picture in enumerate(pictures)],
             "collate: pathfm": with_finished_crops(ours, samples),
             "collate: Pillow, torch.stack": lambda: pillow_collate(finished),
+            "of each collate, masks": lambda: draw_masks(MASKS, SEED, 0, range(BATCH), BATCH),
             "all: pathfm": lambda: ours(decoded(encoded), 0),
             "all: Pillow": lambda: pillow_collate([pillow_crops(pillow_decode(e), n) for n, e in enumerate(encoded)]),
             "all but the crops, for a GPU: pathfm": lambda: uncropped(decoded(encoded), 0),
