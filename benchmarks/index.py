@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pathfm.data.tar_walk import TarWalk
+from pathfm.data.tar.walk import TarWalk
 from pathfm.errors import exit_status
 from pathfm.files import written_aside
 from pathfm.log import progress

@@ -7,7 +7,7 @@ from jaxtyping import Int64
 
 from pathfm.data.cohorts import FULL_CHECK_ROWS, Cohort, Misfit, is_concatenated, unsorted
 from pathfm.data.entries import CohortTar, SideCar
-from pathfm.data.tar_walk import TarWalk
+from pathfm.data.tar.walk import TarWalk
 from pathfm.errors import listed
 from pathfm.log import get_logger
 

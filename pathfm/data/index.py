@@ -24,8 +24,8 @@ from pathfm.data.entries import (
 )
 from pathfm.data.folder_reader import REGION_SUFFIX
 from pathfm.data.label_table import CLASS_NAME, LabelTable, read_labels
-from pathfm.data.tar_plain import Members
-from pathfm.data.tar_walk import TarWalk
+from pathfm.data.tar.plain import Members
+from pathfm.data.tar.walk import TarWalk
 from pathfm.errors import UserError, listed
 from pathfm.log import get_logger, progress
 

@@ -29,8 +29,8 @@ from pathfm.data.entries import (
     read_side_car,
 )
 from pathfm.data.fit import demand_fit, spread
-from pathfm.data.tar_bytes import read_at
-from pathfm.data.tar_walk import TarWalk
+from pathfm.data.tar.file_bytes import read_at
+from pathfm.data.tar.walk import TarWalk
 from pathfm.errors import UserError, listed
 from pathfm.log import get_logger
 

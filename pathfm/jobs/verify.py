@@ -5,14 +5,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from pathfm.data.check_samples import Decoder
 from pathfm.data.datasets import KNN, Dataset, Regions
 from pathfm.data.decode import decode
 from pathfm.data.entries import IndexFiles
-from pathfm.data.findings import Check
-from pathfm.data.slides import SlideNames
 from pathfm.data.strings import DatasetString, parse_dataset_string
-from pathfm.data.verify import Verification, VerifyRequest, verify
+from pathfm.data.verification.findings import Check
+from pathfm.data.verification.samples import Decoder
+from pathfm.data.verification.slides import SlideNames
+from pathfm.data.verification.verify import Verification, VerifyRequest, verify
 from pathfm.errors import UserError
 from pathfm.files import write_json
 from pathfm.log import start_logging

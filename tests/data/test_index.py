@@ -10,7 +10,7 @@ import pytest
 
 from pathfm.data.entries import read_class_ids, read_file_indices, read_side_car
 from pathfm.data.index import IndexRequest, build_index
-from pathfm.data.tar_walk import TarWalk
+from pathfm.data.tar.walk import TarWalk
 from pathfm.errors import UserError
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from pathfm.__main__ import main
-from pathfm.data.findings import Check
-from pathfm.data.verify import Verification
+from pathfm.data.verification.findings import Check
+from pathfm.data.verification.verify import Verification
 from pathfm.jobs.verify import report_text
 from tests.jobs.journeys import make_tiles
 

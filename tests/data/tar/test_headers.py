@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pathfm.data.tar_headers import number, pax_records
+from pathfm.data.tar.headers import number, pax_records
 
 
 @given(st.integers(0, 8**11 - 1))

@@ -6,7 +6,7 @@ from posixpath import basename
 from typing import NamedTuple, NoReturn
 
 from pathfm.data.entries import printable
-from pathfm.data.tar_bytes import TarBytes
+from pathfm.data.tar.file_bytes import TarBytes
 from pathfm.errors import UserError
 
 RECORD = 512  # bytes; headers are one record long, data are padded to whole records

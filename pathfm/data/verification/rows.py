@@ -11,10 +11,10 @@ from jaxtyping import Bool, Int64
 from pathfm.data.cohorts import is_concatenated
 from pathfm.data.datasets import Dataset
 from pathfm.data.entries import printable
-from pathfm.data.findings import Check, first_cases
-from pathfm.data.slides import SlideNames
-from pathfm.data.tar_plain import Members
-from pathfm.data.tar_walk import TarWalk
+from pathfm.data.tar.plain import Members
+from pathfm.data.tar.walk import TarWalk
+from pathfm.data.verification.findings import Check, first_cases
+from pathfm.data.verification.slides import SlideNames
 from pathfm.errors import UserError
 from pathfm.log import progress
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pathfm.data.tar_bytes import TarBytes, read_at
+from pathfm.data.tar.file_bytes import TarBytes, read_at
 
 
 @pytest.fixture(params=["in memory", "on the disk"])

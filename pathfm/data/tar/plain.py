@@ -1,14 +1,14 @@
 """Plain tar headers by the thousand: sizes, checksums and names of a whole stretch of a tar at once.
 
 Plain is a regular file of the usual formats (ustar, GNU, PAX), alone or behind one short extended header that gives its
-path or nothing that matters. All else is passed over here and left to `tar_headers`, which knows it, one at a time.
+path or nothing that matters. All else is passed over here and left to `headers`, which knows it, one at a time.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
-from pathfm.data.tar_headers import (
+from pathfm.data.tar.headers import (
     FILE,
     GNU_LONG_NAME,
     PAX_MEMBER,

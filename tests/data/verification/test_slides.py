@@ -1,6 +1,6 @@
 import pytest
 
-from pathfm.data.slides import SlideNames
+from pathfm.data.verification.slides import SlideNames
 from pathfm.errors import UserError
 
 

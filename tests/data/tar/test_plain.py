@@ -5,11 +5,11 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from pathfm.data import tar_walk
-from pathfm.data.tar_plain import PlainMembers
-from pathfm.data.tar_walk import TarWalk
+from pathfm.data.tar import walk as tar_walk
+from pathfm.data.tar.plain import PlainMembers
+from pathfm.data.tar.walk import TarWalk
 from pathfm.errors import UserError
-from tests.data.archives import by_tarfile, mixed_archives, regular, special, summed, walked
+from tests.data.tar.archives import by_tarfile, mixed_archives, regular, special, summed, walked
 
 block_bytes = st.integers(1, 40).map(lambda records: 512 * records)
 far_bytes = st.sampled_from([0, 2000, 1 << 40])  # between headers: read alone almost always, at times, never

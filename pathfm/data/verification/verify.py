@@ -6,14 +6,14 @@ from itertools import combinations
 
 import numpy as np
 
-from pathfm.data.check_rows import CheckedRows, check_rows
-from pathfm.data.check_samples import Decoder, ReadSamples, check_decoding, check_duplicates, read_samples
-from pathfm.data.check_splits import check_shared_bytes, check_slides
 from pathfm.data.datasets import Dataset, open_dataset
-from pathfm.data.findings import Check, Verdict, worst
 from pathfm.data.fit import spread
 from pathfm.data.labels import class_counts
-from pathfm.data.slides import SlideNames
+from pathfm.data.verification.findings import Check, Verdict, worst
+from pathfm.data.verification.rows import CheckedRows, check_rows
+from pathfm.data.verification.samples import Decoder, ReadSamples, check_decoding, check_duplicates, read_samples
+from pathfm.data.verification.slides import SlideNames
+from pathfm.data.verification.splits import check_shared_bytes, check_slides
 from pathfm.errors import UserError
 from pathfm.log import warnings_kept
 

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from pathfm.data.check_samples import ReadSamples
 from pathfm.data.datasets import Dataset
-from pathfm.data.findings import Check, first_cases
+from pathfm.data.verification.findings import Check, first_cases
+from pathfm.data.verification.samples import ReadSamples
 
 
 def check_slides(one: Mapping[str, str], other: Mapping[str, str], *, guessed: bool) -> Check:

@@ -11,15 +11,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pathfm.data import check_samples, cohorts
-from pathfm.data.check_rows import check_rows
+from pathfm.data import cohorts
 from pathfm.data.concat import ConcatRequest, concat
 from pathfm.data.datasets import Pathology
 from pathfm.data.decode import decode
-from pathfm.data.findings import Check
 from pathfm.data.index import IndexRequest, build_index
-from pathfm.data.slides import SlideNames
-from pathfm.data.verify import Verification, VerifyRequest, verify
+from pathfm.data.verification import samples as verified_samples
+from pathfm.data.verification.findings import Check
+from pathfm.data.verification.rows import check_rows
+from pathfm.data.verification.slides import SlideNames
+from pathfm.data.verification.verify import Verification, VerifyRequest, verify
 from pathfm.errors import UserError
 
 NUM_TILES = 100  # more than what is compared with its headers when a data set is opened
@@ -135,7 +136,7 @@ def test_an_image_that_is_there_twice_is_named_with_its_copy(root, pack_tiles, t
 def test_large_samples_are_read_few_at_a_time_with_the_same_findings(root, pack_tiles, tile, monkeypatch):
     pack_tiles(root / "pretrain_dataset.tar", "pretrain", {3: tile(1), 50: tile(2), 60: tile(2), 90: tile(1)})
     expected = found(f"Pathology:root={root}")
-    monkeypatch.setattr(check_samples, "_BYTES_AHEAD", 3 * len(tile(1)))
+    monkeypatch.setattr(verified_samples, "_BYTES_AHEAD", 3 * len(tile(1)))
     at_once = []
 
     def will_need(dataset, samples, announce=Pathology.will_need):

@@ -13,7 +13,7 @@ from jaxtyping import Int64, Shaped
 
 from pathfm.data.datasets import Dataset
 from pathfm.data.decode import DecodeError
-from pathfm.data.findings import Check, first_cases
+from pathfm.data.verification.findings import Check, first_cases
 from pathfm.errors import UserError
 from pathfm.log import progress
 

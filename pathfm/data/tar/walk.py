@@ -14,8 +14,8 @@ from posixpath import normpath
 
 import numpy as np
 
-from pathfm.data.tar_bytes import TarBytes
-from pathfm.data.tar_headers import (
+from pathfm.data.tar.file_bytes import TarBytes
+from pathfm.data.tar.headers import (
     DIRECTORY,
     FILE,
     HARD_LINK,
@@ -29,7 +29,7 @@ from pathfm.data.tar_headers import (
     padded,
     shown,
 )
-from pathfm.data.tar_plain import Members, PlainMembers, is_extended, plain_members, size_on_trust
+from pathfm.data.tar.plain import Members, PlainMembers, is_extended, plain_members, size_on_trust
 from pathfm.errors import UserError
 
 _BLOCK_BYTES = 1 << 20

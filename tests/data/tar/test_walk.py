@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pathfm.data.tar_walk import TarWalk
+from pathfm.data.tar.walk import TarWalk
 from pathfm.errors import UserError
-from tests.data.archives import (
+from tests.data.tar.archives import (
     FORMATS,
     archive,
     by_tarfile,
