@@ -20,7 +20,7 @@ from pathfm.data.entries import (
     write_cohort_indices,
     write_side_car,
 )
-from pathfm.data.reader import open_tar
+from pathfm.data.reader import open_tar, tar_of_cohort
 from pathfm.errors import UserError, listed
 from pathfm.files import written_aside
 from pathfm.log import get_logger, progress
@@ -130,14 +130,12 @@ def _checked(request: ConcatRequest, name: str) -> CohortTar:
     """A cohort whose index fits its tar, as far as that can be seen in a moment."""
     files = request.files_of(name)
     side_car = read_side_car(files.side_car)
-    tar = request.root / f"{name}.tar"
-    if side_car and not tar.is_file():
-        tar = request.root / side_car.tar
+    tar = tar_of_cohort(request.root, name, side_car)
     if side_car and not tar.is_file():  # it lies elsewhere; the side-car knows it
         rows = len(open_entries(files.entries))
         if rows != side_car.num_entries:
             raise UserError(f"{files.entries} has {rows} rows, but its side-car counts {side_car.num_entries}")
-        return CohortTar(name, tar.name, side_car.tar_size_bytes, side_car.tar_mtime_ns, rows)
+        return CohortTar(name, side_car.tar, side_car.tar_size_bytes, side_car.tar_mtime_ns, rows)
     rows, status = len(open_tar(tar, files, name)), tar.stat()
     return CohortTar(name, tar.name, status.st_size, status.st_mtime_ns, rows)
 

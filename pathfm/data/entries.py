@@ -142,7 +142,7 @@ def open_entries(path: Path, row_type: np.dtype = ENTRY) -> np.ndarray:
 
 def write_file_indices(path: Path, names: Sequence[str]) -> None:
     """Write `{0: names[0], 1: names[1], ...}` as a pickled dict."""
-    _write_object(path, np.array(dict(enumerate(names)), dtype=object))
+    _write_names(path, names)
 
 
 def read_file_indices(path: Path) -> dict[int, str]:
@@ -152,7 +152,7 @@ def read_file_indices(path: Path) -> dict[int, str]:
 
 def write_cohort_indices(path: Path, cohorts: Sequence[str]) -> None:
     """Write `{0: cohorts[0], 1: cohorts[1], ...}` as a pickled dict."""
-    _write_object(path, np.array(dict(enumerate(cohorts)), dtype=object))
+    _write_names(path, cohorts)
 
 
 def read_cohort_indices(path: Path) -> list[str]:
@@ -196,25 +196,19 @@ def read_concat_side_car(path: Path) -> ConcatSideCar | None:
     )
 
 
-def index_command(tar: Path, files: IndexFiles) -> str:
+def index_command(tar: Path, files: IndexFiles, side_car: SideCar | None) -> str:
     """What to type to make this index: what its side-car recorded, else as far as the names tell."""
-    side_car = read_side_car(files.side_car)
-    if side_car is not None and side_car.command:
-        return side_car.command
     words = ["pathfm", "index", "--tarball_path", str(tar), "--output_root", str(files.folder)]
     words += ["--name", files.name] if files.name else []
     words += ["--suffix", files.suffix, "--keep", "LIST"] if files.suffix else []
-    return shlex.join(words)
+    return _recorded(side_car) or shlex.join(words)
 
 
-def concat_command(root: Path, files: IndexFiles) -> str:
+def concat_command(root: Path, files: IndexFiles, side_car: ConcatSideCar | None) -> str:
     """What to type to make these concatenated entries: what their side-car recorded, else as far as the names tell."""
-    side_car = read_concat_side_car(files.side_car)
-    if side_car is not None and side_car.command:
-        return side_car.command
     words = ["pathfm", "concat", "--root", str(root), "--output_root", str(files.folder)]
     words += ["--suffix", files.suffix] if files.suffix else []
-    return shlex.join(words)
+    return _recorded(side_car) or shlex.join(words)
 
 
 def pack_command(tar: Path) -> str:
@@ -239,6 +233,11 @@ def _is_class(row: np.ndarray) -> bool:
     return type(row[0]) is int and row[0] >= 0 and type(row[1]) is str
 
 
+def _recorded(side_car: SideCar | ConcatSideCar | None) -> str:
+    """The command that made an index; empty where nobody knows."""
+    return side_car.command if side_car else ""
+
+
 def _read_side_car(path: Path, build: Callable[[dict[str, Any]], Built]) -> Built | None:
     if not path.is_file():
         return None
@@ -256,6 +255,10 @@ def _printable_strings(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_printable_strings(item) for item in value]
     return printable(value) if isinstance(value, str) else value
+
+
+def _write_names(path: Path, names: Sequence[str]) -> None:
+    _write_object(path, np.array(dict(enumerate(names)), dtype=object))
 
 
 def _read_names(path: Path, what: str) -> dict[int, str]:

@@ -88,7 +88,7 @@ def build_index(request: IndexRequest) -> IndexSummary:
     selected = selection.select(listing) if selection else _Selected(np.arange(len(listing)))
     labelled = labels.label(selected.rows, listing) if labels else _Labelled(np.zeros(len(selected.rows), np.uint64))
     rows = selected.rows
-    _warn_of_other_files([listing.names[row] for row in rows])
+    _warn_of_other_files([listing.names[row] for row in rows.tolist()])
     entries = new_entries(labelled.class_index, rows, listing.start_offsets[rows], listing.end_offsets[rows])
     return IndexSummary(
         num_files=len(listing),

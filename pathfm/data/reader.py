@@ -179,9 +179,9 @@ def open_tar(tar: Path, files: IndexFiles, cohort: str) -> Reader:
     """The samples of one tar, all of one cohort."""
     _size_of(tar)
     _refuse_other_kind(files.entries, ENTRY)
-    remake = printable(index_command(tar, files))
-    _demand_index(files.entries, remake)
     side_car = read_side_car(files.side_car)
+    remake = printable(index_command(tar, files, side_car))
+    _demand_index(files.entries, remake)
     if side_car is None:
         _warn_without(files.side_car)
     return Reader(files.entries, ENTRY, {cohort: tar}, {cohort: side_car}, remake)
@@ -190,11 +190,11 @@ def open_tar(tar: Path, files: IndexFiles, cohort: str) -> Reader:
 def open_cohorts(root: Path, files: IndexFiles) -> Reader:
     """The samples of concatenated entries, those of each cohort in `root/{cohort}.tar`."""
     _refuse_other_kind(files.entries, COHORT_ENTRY)
-    remake = printable(concat_command(root, files))
+    side_car = read_concat_side_car(files.side_car)
+    remake = printable(concat_command(root, files, side_car))
     _demand_index(files.entries, remake)
     _demand_index(files.cohort_indices, remake)
     names = read_cohort_indices(files.cohort_indices)
-    side_car = read_concat_side_car(files.side_car)
     if side_car is None:
         _warn_without(files.side_car)
     if side_car and (known := [said.cohort for said in side_car.cohorts]) != list(map(printable, names)):
@@ -203,11 +203,11 @@ def open_cohorts(root: Path, files: IndexFiles) -> Reader:
             f"({listed(known)}); make both again: {remake}"
         )
     described = dict(zip(names, side_car.cohorts, strict=True)) if side_car else {}
-    tars = {name: _tar_of_cohort(root, name, described.get(name)) for name in names}
+    tars = {name: tar_of_cohort(root, name, described.get(name)) for name in names}
     return Reader(files.entries, COHORT_ENTRY, tars, described, remake)
 
 
-def _tar_of_cohort(root: Path, name: str, said: CohortTar | None) -> Path:
+def tar_of_cohort(root: Path, name: str, said: SideCar | CohortTar | None) -> Path:
     """`{cohort}.tar`, or where there is none, the tar that the cohort's index was made of."""
     usual = root / f"{name}.tar"
     return root / said.tar if said and not usual.is_file() and (root / said.tar).is_file() else usual
