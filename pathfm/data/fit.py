@@ -1,6 +1,8 @@
 """Whether an index fits its tars, from file sizes and a few headers: milliseconds for any number of rows."""
 
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int64
@@ -17,30 +19,34 @@ _MAX_SPOT_CHECKS = 64  # of all tars together
 
 
 def demand_fit(
-    entries: np.ndarray, cohorts: Sequence[Cohort], described: Mapping[str, SideCar | CohortTar | None]
+    entries: np.ndarray,
+    cohorts: Sequence[Cohort],
+    described: Mapping[str, SideCar | CohortTar | None],
+    tars: Mapping[Path, os.stat_result],
 ) -> None:
     """Raises `Misfit` when the tars are not those that were indexed; warns of a tar of another date.
 
-    `described`: by cohort, what the side-car knows of its tar and rows, where there is one.
+    `described`: by cohort, what the side-car knows of its tar and rows, where there is one. `tars`: what the disk says
+    of the tars of all cohorts that have rows.
     """
     found = [(cohort, said) for cohort in cohorts if (said := described.get(cohort.name))]
-    if copied := [cohort.tar for cohort, said in found if not _is_as_described(cohort, said)]:
+    if copied := [cohort.tar for cohort, said in found if not _is_as_described(cohort, said, tars)]:
         _log.warning("not as old as its index says: copied, or made again since? %s", listed(map(str, copied)))
     filled = [cohort for cohort in cohorts if cohort.rows]
     for cohort in filled:
-        _demand_within(entries, cohort)
+        _demand_within(entries, cohort, tars[cohort.tar].st_size)
     checked = [filled[place] for place in spread(len(filled), _MAX_SPOT_CHECKS)]
     for cohort in checked:
         _demand_headers(entries, cohort, min(_MAX_SPOT_CHECKS_PER_TAR, _MAX_SPOT_CHECKS // len(checked)))
 
 
-def _is_as_described(cohort: Cohort, said: SideCar | CohortTar) -> bool:
+def _is_as_described(cohort: Cohort, said: SideCar | CohortTar, tars: Mapping[Path, os.stat_result]) -> bool:
     """False: the tar is of another date. Raises `Misfit` for other rows and another size."""
     if said.num_entries != len(cohort.rows):
         raise Misfit(f"has {len(cohort.rows)} rows, but its side-car counts {said.num_entries}, of {said.tar}")
     if not cohort.rows:
         return True
-    status = cohort.tar.stat()
+    status = tars[cohort.tar]
     if said.tar_size_bytes != status.st_size:
         raise Misfit(
             f"is the index of another tar: {said.tar} had {said.tar_size_bytes} bytes, "
@@ -49,10 +55,10 @@ def _is_as_described(cohort: Cohort, said: SideCar | CohortTar) -> bool:
     return said.tar_mtime_ns == status.st_mtime_ns
 
 
-def _demand_within(entries: np.ndarray, cohort: Cohort) -> None:
+def _demand_within(entries: np.ndarray, cohort: Cohort, size: int) -> None:
     """The cohort ends within its tar: every row of a small index is looked at, the last one in a big one."""
     rows = cohort.rows if len(entries) <= FULL_CHECK_ROWS else cohort.rows[-1:]
-    last, size = int(entries["end_offset"][rows.start : rows.stop].max()), cohort.tar.stat().st_size
+    last = int(entries["end_offset"][rows.start : rows.stop].max())
     if last > size:
         raise Misfit(
             f"reaches to byte {last}, but {cohort.tar} ends at byte {size}: the tar is cut, "

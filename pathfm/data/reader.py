@@ -65,9 +65,10 @@ class Reader:
             raise UserError(f"{entries_path} lists no samples")
         try:
             self.cohorts = cohorts_of(self._entries, tars)
-            self._tar_sizes_bytes = {cohort.tar: _size_of(cohort.tar) for cohort in self.cohorts if cohort.rows}
+            found = {cohort.tar: _found(cohort.tar) for cohort in self.cohorts if cohort.rows}
+            self._tar_sizes_bytes = {tar: status.st_size for tar, status in found.items()}
             with _disk_errors_named(f"the tars of {entries_path}"):
-                demand_fit(self._entries, self.cohorts, described)
+                demand_fit(self._entries, self.cohorts, described, found)
         except Misfit as misfit:
             raise self._explained(misfit) from misfit
 
@@ -177,7 +178,7 @@ class _OpenTar:
 
 def open_tar(tar: Path, files: IndexFiles, cohort: str) -> Reader:
     """The samples of one tar, all of one cohort."""
-    _size_of(tar)
+    _found(tar)
     _refuse_other_kind(files.entries, ENTRY)
     side_car = read_side_car(files.side_car)
     remake = printable(index_command(tar, files, side_car))
@@ -213,10 +214,11 @@ def tar_of_cohort(root: Path, name: str, said: SideCar | CohortTar | None) -> Pa
     return root / said.tar if said and not usual.is_file() and (root / said.tar).is_file() else usual
 
 
-def _size_of(tar: Path) -> int:
+def _found(tar: Path) -> os.stat_result:
+    """What the disk says of a tar."""
     with _disk_errors_named(tar):
         if tar.is_file():
-            return tar.stat().st_size
+            return tar.stat()
     raise UserError(
         f"there is no tar {tar}; make it with: {printable(pack_command(tar))}, or set root= to the folder that holds it"
     )
