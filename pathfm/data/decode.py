@@ -35,7 +35,7 @@ def decode(encoded: bytes, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "H
     if not encoded:
         raise DecodeError("it is empty (0 bytes)")
     try:
-        with Image.open(BytesIO(encoded), formats=_FORMATS) as image:
+        with open_image(encoded) as image:
             _refuse_bomb(image, max_pixels)
             if (pixels := _plain_jpeg(image, encoded)) is not None:
                 return pixels
@@ -47,6 +47,11 @@ def decode(encoded: bytes, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "H
     except Exception as error:  # Pillow's plugins raise whatever damaged bytes lead them to
         raise DecodeError(_reason(error)) from error
     return np.array(rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb)
+
+
+def open_image(encoded: bytes) -> Image.Image:
+    """An image of the formats that are read, of which only the header was looked at. Raises what Pillow does."""
+    return Image.open(BytesIO(encoded), formats=_FORMATS)
 
 
 def _refuse_bomb(image: Image.Image, max_pixels: int) -> None:

@@ -3,13 +3,12 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from pathfm.data.datasets import Dataset
+from pathfm.data.decode import open_image
 from pathfm.data.fit import spread
 from pathfm.data.labels import class_counts
 
@@ -76,7 +75,7 @@ def _images(dataset: Dataset) -> Mapping[str, int]:
 def _kind_of(encoded: bytes) -> str:
     """By the header alone; nothing is decoded."""
     try:
-        with Image.open(BytesIO(encoded)) as image:
+        with open_image(encoded) as image:
             return f"{image.format} {image.mode} {image.width} x {image.height}"
     except Exception:  # Pillow's plugins raise whatever damaged bytes lead them to
         return "no readable image"

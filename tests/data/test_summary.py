@@ -1,5 +1,8 @@
+import io
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from pathfm.data.concat import ConcatRequest, concat
 from pathfm.data.datasets import KNN, PathologyFoundation, open_dataset
@@ -49,3 +52,11 @@ def test_of_many_samples_some_are_weighed_and_the_rest_reckoned(tiles_root, monk
     summary = summarise(dataset)
     assert summary.num_weighed == 10
     assert summary.total_bytes == pytest.approx(sum(lengths), rel=0.05)
+
+
+def test_what_no_run_would_decode_counts_as_no_image(tmp_path, write_tar, tile):
+    program = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(program, "EPS")
+    write_tar(tmp_path / "pretrain_dataset.tar", {"0.png": tile(0), "program.jpg": program.getvalue()})
+    build_index(IndexRequest(tmp_path / "pretrain_dataset.tar", tmp_path, "pretrain"))
+    assert summarise(open_dataset(f"Pathology:root={tmp_path}")).images == {"PNG RGB 8 x 8": 1, "no readable image": 1}
