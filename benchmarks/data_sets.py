@@ -3,20 +3,18 @@
     python benchmarks/data_sets.py --work build/bench_data_sets
 
 The index of 10^8 rows is sparse: almost all rows of the first cohort are a hole in the file, so that it takes no room.
-Contestants take turns, so that whatever else the machine does meets all alike; the tables have medians and the range.
 """
 
 import shutil
-import statistics
 import tarfile
-import time
 from argparse import ArgumentParser
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+from measuring import spread, taking_turns
 from numpy.lib import format as npy_format
 
 from pathfm.data.concat import ConcatRequest, concat
@@ -61,10 +59,16 @@ def order_table() -> str:
     rows = []
     for block in (64, 1024, 65_536):
         positions = np.arange(block, dtype=np.int64) + 5 * 10**8
-        calls = {name: partial(order.samples, positions) for name, order in orders.items()}
-        for name, seconds in in_turns(calls, repeats=max(1, 65_536 // block)).items():
-            rows.append(f"| {name} | {block:,} | {spread_text([1e9 * s / block for s in seconds])} |")
+        repeats = 65_536 // block
+        calls = {name: partial(repeated, repeats, partial(order.samples, positions)) for name, order in orders.items()}
+        for name, seconds in taking_turns(calls, _TURNS).items():
+            rows.append(f"| {name} | {block:,} | {spread([1e9 * s / (repeats * block) for s in seconds], '.3g')} |")
     return "\n".join(["| order of 10^9 samples | positions at once | ns a sample |", "| --- | --- | --- |", *rows])
+
+
+def repeated(number: int, call: Callable[[], object]) -> None:
+    for _ in range(number):
+        call()
 
 
 def opening_table(folder: Path) -> str:
@@ -72,8 +76,8 @@ def opening_table(folder: Path) -> str:
     for num_rows in (10**6 + 1, 10**8):
         for num_cohorts in (1, 500):
             root = sparse_concatenation(folder / f"{num_rows}_{num_cohorts}", num_rows, num_cohorts)
-            seconds = in_turns({"open": partial(PathologyFoundation, root)})["open"]
-            rows.append(f"| {num_rows:,} | {num_cohorts} | {spread_text([1e3 * s for s in seconds])} |")
+            seconds = taking_turns({"open": partial(PathologyFoundation, root)}, _TURNS)["open"]
+            rows.append(f"| {num_rows:,} | {num_cohorts} | {spread([1e3 * s for s in seconds], '.3g')} |")
     return "\n".join(["| rows | cohorts | opening, ms |", "| --- | --- | --- |", *rows])
 
 
@@ -85,9 +89,9 @@ def concat_line(folder: Path, num_cohorts: int = 10, num_rows: int = 2 * 10**6) 
         zeros = np.zeros(num_rows, np.uint64)
         write_entries(files.entries, new_entries(zeros, offsets, offsets, offsets + np.uint64(_TILE_BYTES)))
         write_side_car(files.side_car, SideCar(f"{files.name}.tar", num_rows * 1024, 0, num_rows, num_rows, ""))
-    seconds = in_turns({"concat": partial(concat, ConcatRequest(folder, folder))}, turns=3)["concat"]
+    seconds = taking_turns({"concat": partial(concat, ConcatRequest(folder, folder))}, 3)["concat"]
     rates = [num_cohorts * num_rows / s / 1e6 for s in seconds]
-    return f"concat of {num_cohorts} x {num_rows:,} rows: {spread_text(rates)} million rows/s"
+    return f"concat of {num_cohorts} x {num_rows:,} rows: {spread(rates, '.3g')} million rows/s"
 
 
 def sparse_concatenation(root: Path, num_rows: int, num_cohorts: int) -> Path:
@@ -110,25 +114,6 @@ def sparse_concatenation(root: Path, num_rows: int, num_cohorts: int) -> Path:
     rows[-num_cohorts:, 2:4] = _FIRST_BYTE, _FIRST_BYTE + _TILE_BYTES
     rows[np.linspace(0, num_rows - num_cohorts, 16).astype(int), 2:4] = _FIRST_BYTE, _FIRST_BYTE + _TILE_BYTES
     return root
-
-
-def in_turns(
-    calls: Mapping[str, Callable[[], object]], repeats: int = 1, turns: int = _TURNS
-) -> dict[str, list[float]]:
-    """Seconds of a call in each turn; a first turn that warms up is not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(turns + 1):
-        for name, call in calls.items():
-            started = time.perf_counter()
-            for _ in range(repeats):
-                call()
-            if turn:
-                seconds[name].append((time.perf_counter() - started) / repeats)
-    return seconds
-
-
-def spread_text(values: list[float]) -> str:
-    return f"{statistics.median(values):.3g} ({min(values):.3g} to {max(values):.3g})"
 
 
 if __name__ == "__main__":

@@ -12,11 +12,13 @@ import statistics
 import subprocess
 import sys
 import tarfile
-import time
 from argparse import ArgumentParser
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+
+from measuring import forget, spread, taking_turns
 
 from pathfm.data.tar.walk import TarWalk
 from pathfm.errors import exit_status
@@ -86,13 +88,12 @@ def print_warm(archives: Sequence[Archive], repeats: int) -> None:
     print("| --- | --- | --- | --- | --- | --- |")
     for archive in archives:
         read_through(archive)
-        turns = repeated(repeats, archive, (list_with_tar, walk))
-        (tarfile_seconds,) = repeated(1, archive, (iterate_tarfile,))
-        tar, ours = (statistics.median(seconds) for seconds in turns)
-        ratios = f"{ours / tar:.2f} | {tarfile_seconds[0] / ours:.1f}"
-        print(
-            f"| {archive.path.stem} | {spread(turns[0])} | {tarfile_seconds[0]:.2f} | {spread(turns[1])} | {ratios} |"
-        )
+        turns = timed(archive, (list_with_tar, walk), repeats)
+        ((tarfile_seconds,),) = timed(archive, (iterate_tarfile,), 1)
+        tar, ours = map(statistics.median, turns)
+        listed, walked = (spread(seconds, ".3f") for seconds in turns)
+        ratios = f"{ours / tar:.2f} | {tarfile_seconds / ours:.1f}"
+        print(f"| {archive.path.stem} | {listed} | {tarfile_seconds:.2f} | {walked} | {ratios} |")
 
 
 def print_cold(archives: Sequence[Archive], repeats: int) -> None:
@@ -100,10 +101,10 @@ def print_cold(archives: Sequence[Archive], repeats: int) -> None:
     print("| --- | --- | --- | --- | --- |")
     for archive in archives:
         megabytes = archive.path.stat().st_size / 1e6
-        turns = repeated(repeats, archive, (read_through, list_with_tar, walk), before=forget)
+        turns = timed(archive, (read_through, list_with_tar, walk), repeats, before=partial(forget, archive.path))
         rates = [[megabytes / seconds for seconds in turn] for turn in turns]
         of_reading = statistics.median(rates[2]) / statistics.median(rates[0])
-        print(f"| {archive.path.stem} | {' | '.join(spread(rate, 0) for rate in rates)} | {of_reading:.2f} |")
+        print(f"| {archive.path.stem} | {' | '.join(spread(rate, '.0f') for rate in rates)} | {of_reading:.2f} |")
 
 
 def print_index(archive: Archive) -> None:
@@ -122,21 +123,15 @@ def print_index(archive: Archive) -> None:
         print(f"| {what} | {float(seconds):.2f} | {float(megabytes):.0f} |")
 
 
-def repeated(
-    repeats: int,
+def timed(
     archive: Archive,
     programs: Sequence[Callable[[Archive], None]],
-    before: Callable[[Archive], None] = lambda archive: None,
+    repeats: int,
+    before: Callable[[], object] = lambda: None,
 ) -> list[list[float]]:
-    """Seconds of every program, which take turns so that a busy moment meets them all."""
-    seconds: list[list[float]] = [[] for _ in programs]
-    for _ in range(repeats):
-        for program, times in zip(programs, seconds, strict=True):
-            before(archive)
-            begin = time.perf_counter()
-            program(archive)
-            times.append(time.perf_counter() - begin)
-    return seconds
+    """Seconds of every program, turn by turn; what would warm up is warm, or is not to be."""
+    contestants = {program.__name__: partial(program, archive) for program in programs}
+    return list(taking_turns(contestants, repeats, warm_up=False, before=before).values())
 
 
 def walk(archive: Archive) -> None:
@@ -158,17 +153,6 @@ def read_through(archive: Archive) -> None:
     with archive.path.open("rb", buffering=0) as file:
         while file.readinto(block):
             pass
-
-
-def forget(archive: Archive) -> None:
-    """Drop a file from memory; it is on the disk already."""
-    with archive.path.open("rb") as file:
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def spread(values: Sequence[float], digits: int = 3) -> str:
-    """Median, and the range in brackets."""
-    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}-{max(values):.{digits}f})"
 
 
 if __name__ == "__main__":

@@ -4,15 +4,13 @@
 
 DINOv2's augmentation: 2 crops of 224 and 8 of 98 pixels from each 256 px JPEG. The Pillow pipeline is what one would
 write first: the same parameters, Pillow's own operations, float32 tensors normalised one by one, torch.stack.
-Contestants take turns, so that whatever else the machine does meets all alike; the table has medians and the range.
 """
 
 import mmap
-import os
 import statistics
 import time
 from argparse import ArgumentParser
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -23,6 +21,7 @@ import cv2
 import numpy as np
 import simplejpeg
 import torch
+from measuring import forget, spread, taking_turns
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from torch.utils.data import DataLoader
 
@@ -218,7 +217,7 @@ def one_gpu(dataset: Dataset, rounds: int) -> str:
         crop_on_device(batch.to(torch.device("cuda")), CROPS).normalised(torch.bfloat16)
         torch.cuda.synchronize()
 
-    (seconds,) = taking_turns({"": crops_there}, 10 * rounds, clock=time.perf_counter).values()
+    (seconds,) = taking_turns({"": crops_there}, 10 * rounds).values()
     return f"The torch executor on one {torch.cuda.get_device_name()}: {rate(seconds)} images/s.\n"
 
 
@@ -353,14 +352,6 @@ def cold_reads(dataset: Dataset, rounds: int) -> str:
     return "\n".join([f"| cold random reads, tar of {size} | tiles/s |\n| --- | --- |", *lines, ""])
 
 
-def forget(file: Path) -> None:
-    """Drop a file from the operating system's cache."""
-    descriptor = os.open(file, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-    os.close(descriptor)
-
-
 def mapped_reads(dataset: Dataset, rows: Sequence[int]) -> None:
     with dataset.tar_of(0).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as memory:
         for row in rows:
@@ -397,26 +388,8 @@ def differences(dataset: Dataset) -> str:
     )
 
 
-def taking_turns(
-    contestants: Mapping[str, Callable[[], object]], rounds: int, clock: Callable[[], float]
-) -> dict[str, list[float]]:
-    """Seconds of every round, after one that warms up."""
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for number in range(rounds + 1):
-        for name, run in contestants.items():
-            start = clock()
-            run()
-            if number:
-                seconds[name].append(clock() - start)
-    return seconds
-
-
 def rate(seconds_per_batch: Sequence[float]) -> str:
     return spread([BATCH / seconds for seconds in seconds_per_batch], ",.0f")
-
-
-def spread(numbers: Sequence[float], form: str) -> str:
-    return f"{statistics.median(numbers):{form}} ({min(numbers):{form}} to {max(numbers):{form}})"
 
 
 if __name__ == "__main__":
