@@ -307,7 +307,7 @@ def whole_loader(dataset: Dataset, rounds: int) -> str:
 def our_loader(dataset: Dataset, workers: int) -> Iterator:
     order = SampleOrder(len(dataset), SEED)
     return load_batches(
-        dataset, order, BatchPlan(BATCH), assembler(), start_step=0, stop_step=LOADER_STEPS, num_workers=workers
+        dataset, order, BatchPlan(BATCH), assembler(), numbers=range(LOADER_STEPS), num_workers=workers
     )
 
 

@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from io import TextIOWrapper
 from itertools import islice
 
+EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: a checkpoint is written, start the same command again to go on
 _OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
 _OF_THE_PLACE = {errno.EISDIR, errno.ENOTDIR, errno.EEXIST}  # a folder where a file is to be, or the other way round
 _LISTED = 10  # how many wrong names or rows a message lists

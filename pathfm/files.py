@@ -36,13 +36,18 @@ def directory_written_aside(path: Path) -> Iterator[Path]:
     aside.mkdir()
     try:
         yield aside
-        for file in sorted(aside.rglob("*")):
-            flush_to_disk(file)
-        flush_to_disk(aside)
-        os.rename(aside, path)
-        flush_to_disk(path.parent)
+        publish_directory(aside, path)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def publish_directory(aside: Path, path: Path) -> None:
+    """Flush every file of `aside`, then rename it to `path`, which must not exist yet."""
+    for file in sorted(aside.rglob("*")):
+        flush_to_disk(file)
+    flush_to_disk(aside)
+    os.rename(aside, path)
+    flush_to_disk(path.parent)
 
 
 def aside_of(path: Path) -> Path:

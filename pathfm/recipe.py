@@ -13,6 +13,7 @@ from pathfm.config import Layer, Section, build, differences, find_file, overrid
 from pathfm.data.config import DataConfig
 from pathfm.errors import UserError
 from pathfm.models.config import StudentConfig
+from pathfm.parallel.config import ParallelConfig
 from pathfm.ssl.config import DinoConfig, IbotConfig, TeacherConfig
 from pathfm.track.config import WandbConfig
 from pathfm.training.config import OptimConfig, TrainConfig
@@ -24,6 +25,10 @@ _NOT_IDENTITY = (
     "data.corrupt_samples",
     "data.max_neighbours",
     "optim.max_skipped_steps",
+    "optim.max_roll_backs",
+    "train.micro_batch_size",
+    "train.stall_after_s",
+    "train.lost_after_s",
     "train.num_workers",
     "train.device",
     "train.deterministic",
@@ -33,6 +38,7 @@ _NOT_IDENTITY = (
     "student.block_chunks",
     "data.prefetch_batches",
     "augment.device",
+    "parallel.",
     "checkpoint.",
     "wandb.",
 )
@@ -51,6 +57,7 @@ class Recipe(Section):
     crops: CropsConfig = CropsConfig()
     augment: AugmentConfig = AugmentConfig()
     data: DataConfig = DataConfig()
+    parallel: ParallelConfig = ParallelConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     wandb: WandbConfig = WandbConfig()
 

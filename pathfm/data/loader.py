@@ -1,12 +1,12 @@
-"""From positions to batches: samples are read and decoded by worker processes, one rank batch of one step at a time.
+"""From positions to batches: samples are read and decoded by worker processes, one part of a rank's batch at a time.
 
-What a batch holds depends on its step alone: not on the number of workers, and, put together, not on the ranks.
+What a batch holds depends on its number alone: not on the workers, and, put together, not on ranks and parts.
 """
 
 import os
 import re
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from multiprocessing import get_context, parent_process, resource_tracker
 from multiprocessing.context import ForkServerContext
@@ -56,7 +56,7 @@ class Sample:
     image: UInt8[np.ndarray, "H W 3"]
 
 
-Assemble = Callable[[list[Sample], int], Batch]  # samples of one rank's batch, and the step
+Assemble = Callable[[list[Sample], int], Batch]  # samples of a part of a rank's batch, and the batch's number
 
 
 def load_batches(
@@ -65,15 +65,14 @@ def load_batches(
     plan: BatchPlan,
     assemble: Assemble,
     *,
-    start_step: int,
-    stop_step: int,
+    numbers: Iterable[int],
     num_workers: int = 0,
     max_neighbours: int = MAX_NEIGHBOURS,
     max_pixels: int = MAX_PIXELS,
     prefetch_batches: int = 2,
     pin_memory: bool = False,
 ) -> Iterator[Batch]:
-    """This rank's batches of the steps [start_step, stop_step), in order.
+    """This rank's share of the batches of these numbers, in order, each in `plan.parts` parts.
 
     A sample that cannot be decoded is replaced by the first of its cohort's next rows that can (`max_neighbours` are
     tried), keeps its position's random draws, and is reported in `Batch.skipped`. `dataset` and `assemble` must be
@@ -85,14 +84,31 @@ def load_batches(
     if not num_workers:
         _keep_opencv_in_one_thread()
     batches = _RankBatches(dataset, order, plan, assemble, max_neighbours, max_pixels)
-    loader = _loader(batches, range(start_step, stop_step), num_workers, prefetch_batches, pin_memory)
+    loader = _loader(batches, _Parts(numbers, plan.parts), num_workers, prefetch_batches, pin_memory)
     items = _with_clear_deaths(loader) if num_workers else iter(loader)
     return _batches_of(items)
 
 
+_Part = tuple[int, int]  # the batch's number, and which part of it
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What is loaded, in order."""
+
+    numbers: Iterable[int]
+    parts: int
+
+    def __iter__(self) -> Iterator[_Part]:
+        return ((number, part) for number in self.numbers for part in range(self.parts))
+
+
 @dataclass(frozen=True)
 class _RankBatches(Dataset[Batch | UserError]):
-    """Step -> this rank's batch. A user's mistake is handed over as a value: torch would wrap it in a traceback."""
+    """A part of a batch, as this rank gets it.
+
+    A user's mistake is handed over as a value: torch would wrap it in a traceback.
+    """
 
     dataset: ImageDataset
     order: Order
@@ -101,19 +117,19 @@ class _RankBatches(Dataset[Batch | UserError]):
     max_neighbours: int
     max_pixels: int
 
-    def __getitem__(self, step: int) -> Batch | UserError:
+    def __getitem__(self, part: _Part) -> Batch | UserError:
         try:
-            return self._batch(step)
+            return self._batch(*part)
         except UserError as error:
             return error
 
-    def _batch(self, step: int) -> Batch:
-        positions = self.plan.positions(step)
+    def _batch(self, number: int, part: int) -> Batch:
+        positions = self.plan.positions(number, part)
         rows = self.order.samples(positions).tolist()
         self.dataset.will_need(rows)
         skipped: list[Skipped] = []
         samples = [self._sample(*place, skipped) for place in zip(positions.tolist(), rows, strict=True)]
-        return replace(self.assemble(samples, step), skipped=tuple(skipped))
+        return replace(self.assemble(samples, number), skipped=tuple(skipped))
 
     def _sample(self, position: int, row: int, skipped: list[Skipped]) -> Sample:
         """The image at a position, or the first of its neighbours that can be decoded."""
@@ -138,12 +154,12 @@ class _RankBatches(Dataset[Batch | UserError]):
 
 
 def _loader(
-    batches: _RankBatches, steps: range, num_workers: int, prefetch_batches: int, pin_memory: bool
+    batches: _RankBatches, parts: _Parts, num_workers: int, prefetch_batches: int, pin_memory: bool
 ) -> DataLoader[Batch | UserError]:
     return DataLoader(
         batches,
-        batch_size=None,  # an item is a whole batch already
-        sampler=steps,
+        batch_size=None,  # an item is a batch already
+        sampler=parts,
         num_workers=num_workers,
         prefetch_factor=prefetch_batches if num_workers else None,
         multiprocessing_context=_worker_context() if num_workers else None,

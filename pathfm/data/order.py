@@ -1,5 +1,6 @@
 """Which sample lies at which position: a keyed permutation of every epoch, as arithmetic. No list, no state, any N."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -46,11 +47,12 @@ class SampleOrder:
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """Which positions a rank reads at a step: its contiguous share of the global batch."""
+    """Which positions a rank reads of a batch: its contiguous share of the global batch, in equal consecutive parts."""
 
     global_batch_size: int
     rank: int = 0
     world_size: int = 1
+    parts: int = 1  # that the rank's share passes the network in, one after the other
 
     def __post_init__(self) -> None:
         assert 0 <= self.rank < self.world_size, (self.rank, self.world_size)
@@ -59,12 +61,26 @@ class BatchPlan:
             below, above = batch // ranks * ranks, -(-max(batch, 1) // ranks) * ranks
             nearest = f"{below} or {above}" if below > 0 else str(above)
             raise UserError(f"a global batch of {batch} cannot be shared equally by {ranks} ranks; take {nearest}")
+        assert self.rank_batch_size % self.parts == 0, self
 
     @property
     def rank_batch_size(self) -> int:
         return self.global_batch_size // self.world_size
 
-    def positions(self, step: int) -> Int[np.ndarray, " B"]:
-        """Global positions of this rank's samples at a step, int64."""
-        first = step * self.global_batch_size + self.rank * self.rank_batch_size
-        return np.arange(first, first + self.rank_batch_size, dtype=np.int64)
+    def positions(self, batch: int, part: int = 0) -> Int[np.ndarray, " B"]:
+        """Global positions of this rank's samples in a part of a batch, int64."""
+        size = self.rank_batch_size // self.parts
+        first = batch * self.global_batch_size + self.rank * self.rank_batch_size + part * size
+        return np.arange(first, first + size, dtype=np.int64)
+
+
+BatchRange = tuple[int, int]  # the first batch, and the one behind the last
+
+
+def batch_of_step(step: int, passed_over: Iterable[BatchRange]) -> int:
+    """Which batch of the order an optimiser step (from 0) takes, when these ranges of batches are left out."""
+    batch = step
+    for first, behind in sorted(passed_over):  # ranges do not overlap
+        if first <= batch:
+            batch += behind - first
+    return batch

@@ -1,6 +1,6 @@
 """What all ranks do together. Every function has a meaning for one process alone: it gives its input back."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TypeVar, cast
 
 import torch
@@ -17,20 +17,6 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     total = values.detach().clone()
     dist.all_reduce(total)
     return total
-
-
-def average_over_ranks_(tensors: Sequence[Tensor]) -> None:
-    """Replace each tensor by its mean over all ranks, in place, in one message per dtype."""
-    if not _several():
-        return
-    for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
-        group = [tensor for tensor in tensors if tensor.dtype == dtype]
-        flat = torch.cat([tensor.reshape(-1) for tensor in group])
-        dist.all_reduce(flat)
-        flat /= dist.get_world_size()
-        parts = flat.split([tensor.numel() for tensor in group])
-        for tensor, part in zip(group, parts, strict=True):
-            tensor.copy_(part.view_as(tensor))
 
 
 def gather_rows(own: Tensor) -> Tensor:
@@ -52,8 +38,11 @@ def agree_any(flag: bool) -> bool:
     return bool(votes.item())
 
 
-def decided_by_first(decide: Callable[[], Item]) -> Item:
-    """Rank 0 decides, all ranks get the answer; its exception too is raised on all, so that none waits for ever."""
+def decided_by_first(decide: Callable[[], Item], group: dist.ProcessGroup | None = None) -> Item:
+    """Rank 0 decides, all ranks get the answer; its exception too is raised on all, so that none waits for ever.
+
+    `group`: all ranks too, for threads that must not meet the main ones.
+    """
     if not _several():
         return decide()
     holder: list[Item | Exception | None] = [None]
@@ -62,18 +51,18 @@ def decided_by_first(decide: Callable[[], Item]) -> Item:
             holder = [decide()]
         except Exception as error:
             holder = [error]
-    dist.broadcast_object_list(holder, src=0)
+    dist.broadcast_object_list(holder, src=0, group=group)
     if isinstance(answer := holder[0], Exception):
         raise answer
     return cast(Item, answer)
 
 
-def gather_lists(items: list[Item]) -> list[Item]:
-    """The lists of all ranks joined in rank order, on every rank."""
+def gather_lists(items: list[Item], group: dist.ProcessGroup | None = None) -> list[Item]:
+    """The lists of all ranks joined in rank order, on every rank. `group` as in `decided_by_first`."""
     if not _several():
         return list(items)
     lists: list[list[Item]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(lists, items)
+    dist.all_gather_object(lists, items, group=group)
     return [item for part in lists for item in part]
 
 

@@ -3,16 +3,25 @@
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import NoReturn
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from pathfm.dist.env import Ranks
 from pathfm.dist.rendezvous import rendezvous_url
-from pathfm.errors import UserError, exit_status
+from pathfm.dist.watch import Watch, WatchSettings
+from pathfm.errors import EXIT_INTERRUPTED, UserError, exit_status
+
+_LONGEST_SILENCE = timedelta(minutes=10)  # of a rank in a collective; one that is lost is noticed much sooner
+_SLOWEST_DISK = timedelta(hours=2)  # while ranks wait for each other's part of a checkpoint
+_SECONDS_TO_FIND_OUT = 20.0  # who is lost
 
 
 def device_of(ranks: Ranks, requested: str) -> torch.device:
@@ -37,20 +46,69 @@ def demand_same_numbers(device: torch.device, wanted: bool) -> None:
         torch.use_deterministic_algorithms(True)
 
 
-def start_process_group(ranks: Ranks, device: torch.device) -> None:
-    """NCCL for GPU tensors beside gloo for CPU tensors; nothing at all when this process is alone.
+@dataclass(frozen=True)
+class Team:
+    """What the ranks of a run share. A process that is alone has neither groups nor anyone to watch over."""
 
-    It lasts as long as the process, which must end by `run_rank`.
+    ranks: Ranks
+    device: torch.device
+    watch: Watch
+    agreement_group: dist.ProcessGroup | None = None  # CPU, for small numbers between steps
+    checkpoint_group: dist.ProcessGroup | None = None  # CPU, for the threads that write checkpoints
+
+
+class LostRank(UserError):
+    """Another rank is gone; the message names it."""
+
+
+@contextmanager
+def joined(ranks: Ranks, device: torch.device, stall_after_s: float, lost_after_s: float) -> Iterator[Team]:
+    """Meet the other ranks, and watch over each other until the end. The process must end by `run_rank`.
+
+    NCCL for GPU tensors beside gloo for CPU tensors; nothing at all when this process is alone.
+    An error says to the other ranks whose fault it is; when a collective fails because a rank is lost, it becomes a
+    `LostRank` that names it.
     """
-    if ranks.world_size == 1:
-        return
+    store = _met(ranks, device) if ranks.world_size > 1 else None
+    settings = WatchSettings(stall_after_s=stall_after_s, lost_after_s=lost_after_s)
+    watch = Watch(store, ranks.rank, ranks.world_size, settings)
+    watch.start()
+    try:
+        yield _team(ranks, device, watch)
+    except UserError as error:  # the others have it too, or are told
+        watch.leaving(str(error))
+        raise
+    except Exception as error:
+        lost = watch.who_is_lost(_SECONDS_TO_FIND_OUT) if _may_come_of_a_loss(error) else None
+        watch.leaving(f"{type(error).__name__}: {error}", victim=lost is not None)
+        if lost is None:
+            raise
+        raise LostRank(f"{lost}; start again to go on from the last checkpoint") from error
+    watch.stop()
+
+
+def _may_come_of_a_loss(error: Exception) -> bool:
+    """gloo and NCCL raise a `RuntimeError` or one of its children."""
+    return dist.is_initialized() and isinstance(error, RuntimeError)
+
+
+def _met(ranks: Ranks, device: torch.device) -> Store:
+    store, _, _ = next(rendezvous(rendezvous_url(ranks), ranks.rank, ranks.world_size, timeout=_LONGEST_SILENCE))
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-        init_method=rendezvous_url(ranks),
+        store=PrefixStore("groups", store),
         rank=ranks.rank,
         world_size=ranks.world_size,
-        timeout=timedelta(minutes=10),
+        timeout=_LONGEST_SILENCE,
     )
+    return store
+
+
+def _team(ranks: Ranks, device: torch.device, watch: Watch) -> Team:
+    if ranks.world_size == 1:
+        return Team(ranks, device, watch)
+    agreement, checkpoint = (dist.new_group(backend="gloo", timeout=limit) for limit in (_LONGEST_SILENCE, _SLOWEST_DISK))
+    return Team(ranks, device, watch, agreement, checkpoint)
 
 
 def run_rank(command: Callable[[], int | None]) -> NoReturn:
@@ -64,7 +122,7 @@ def run_rank(command: Callable[[], int | None]) -> NoReturn:
     except Exception:
         traceback.print_exc()
         status = 1
-    if dist.is_initialized():
+    if dist.is_initialized() or status == EXIT_INTERRUPTED:  # in the latter case a save may have been given up
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

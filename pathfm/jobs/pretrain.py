@@ -7,29 +7,33 @@ from pathlib import Path
 
 import torch
 
+from pathfm.checkpoint.saver import Saver
 from pathfm.checkpoint.store import Store
 from pathfm.data.config import CorruptPolicy
+from pathfm.dist.agreement import Agreement
 from pathfm.dist.collect import agree_any, gather_rows, sum_over_ranks
 from pathfm.dist.env import Ranks, ranks_from_environment
-from pathfm.dist.groups import demand_same_numbers, device_of, start_process_group
-from pathfm.errors import UserError
+from pathfm.dist.groups import Team, demand_same_numbers, device_of, joined
+from pathfm.errors import EXIT_INTERRUPTED, UserError
 from pathfm.jobs.arguments import CONFIGS, parse_with_overrides
 from pathfm.jobs.run_reports import (
+    Quarantine,
     accidents_of,
     close_run,
     end_in_failure,
     exporter,
     open_report,
-    quarantine_of,
     where_everything_is,
 )
-from pathfm.jobs.run_start import begin_segment, check_data, claim_run, resume, settle_recipe
+from pathfm.jobs.run_start import begin_segment, check_data, claim_run, go_back, resume, settle_recipe
 from pathfm.jobs.training_data import TrainingData
 from pathfm.jobs.training_set import open_training_set, order_of
-from pathfm.lifecycle.run import EXIT_INTERRUPTED, Run
-from pathfm.lifecycle.signals import noted
+from pathfm.lifecycle.run import Run
+from pathfm.lifecycle.signals import noted, seconds_since_noted
 from pathfm.log import get_logger, start_logging
 from pathfm.models.build import build_backbone
+from pathfm.parallel.apply import mesh_of, parallelise
+from pathfm.parallel.config import shard_size
 from pathfm.random_streams import derived_seed
 from pathfm.recipe import Recipe, find_config, read_recipe
 from pathfm.ssl.dinov2 import DINOv2
@@ -37,7 +41,7 @@ from pathfm.track.console import Console
 from pathfm.training.loop import Loop, Surroundings
 from pathfm.training.plan import TrainingPlan, plan_training
 from pathfm.training.state import TrainingState
-from pathfm.training.step import build_optimizer, build_scaler
+from pathfm.training.step import build_loss_scale, build_optimizer, compute_dtype
 
 _log = get_logger(__name__)
 
@@ -53,20 +57,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     ranks = ranks_from_environment()
     config_file = find_config(arguments.config_file, CONFIGS)
     read = read_recipe(config_file, arguments.overrides)
-    directory = arguments.output_dir or Path(read.recipe.train.output_dir or Path("runs", config_file.stem))
+    train = read.recipe.train
+    directory = arguments.output_dir or Path(train.output_dir or Path("runs", config_file.stem))
     start_logging(speak=ranks.is_first)
     for note in read.notes:
         _log.info("%s", note)
-    device = device_of(ranks, read.recipe.train.device)
-    demand_same_numbers(device, read.recipe.train.deterministic)
-    start_process_group(ranks, device)
+    device = device_of(ranks, train.device)
+    demand_same_numbers(device, train.deterministic)
     with ExitStack() as stack:
+        team = stack.enter_context(joined(ranks, device, train.stall_after_s, train.lost_after_s))
         run = claim_run(stack, directory, begin_anew=arguments.no_resume)
-        return pretrain(read.recipe, run, ranks, device)
+        return pretrain(read.recipe, run, team)
 
 
-def pretrain(recipe: Recipe, run: Run, ranks: Ranks, device: torch.device) -> int:
+def pretrain(recipe: Recipe, run: Run, team: Team) -> int:
     """Train the run to its end, or until it is told to leave. Returns the exit status, the same on every rank."""
+    ranks, device = team.ranks, team.device
     if not recipe.train.dataset_path:
         raise UserError("no data set is given; add train.dataset_path=Pathology:root=FOLDER")
     dataset = open_training_set(recipe.train.dataset_path, recipe.method)
@@ -78,40 +84,48 @@ def pretrain(recipe: Recipe, run: Run, ranks: Ranks, device: torch.device) -> in
         if ranks.is_first:
             print(f"run {run.name} is finished ({plan.total_steps:,} steps); nothing to do\n{where_everything_is(run)}")
         return 0
+    team.watch.keep_stacks_in(run.stacks)
     data = TrainingData(recipe, plan, dataset, device)
-    state = _fresh_state(recipe, plan, device)
+    state = _fresh_state(recipe, plan, ranks, device)
     store = Store(run.checkpoints, recipe.checkpoint)
     resume(state, store, run, ranks)
     if ranks.is_first:
         begin_segment(run, recipe, plan, data, state.step, ranks)
     with Console(plan.total_steps, state.step, speak=ranks.is_first) as console:
         report = open_report(recipe, run, console, state.step, first=ranks.is_first)
+        quarantine = Quarantine(run, state.step, first=ranks.is_first)
         around = Surroundings(
-            store=store,
+            saver=Saver(store, ranks, team.checkpoint_group),
             report=report,
+            agreement=Agreement(team.agreement_group),
             leave=noted,
-            quarantine=quarantine_of(run, state.step) if ranks.is_first else lambda step, skipped: None,
+            seconds_since_told=seconds_since_noted,
+            quarantine=quarantine.add,
             accident=accidents_of(run, data.files_of),
-            export=exporter(run, state.method.teacher),
+            export=exporter(run, state.method.teacher, first=ranks.is_first),
+            doing=team.watch.at,
         )
         policy = CorruptPolicy.parse(recipe.data.corrupt_samples)
         loop = Loop(state, plan, recipe.train, recipe.optim, recipe.checkpoint, policy, ranks, device, around)
         try:
-            verdict = loop.run(data.batches(ranks, from_step=state.step))
+            while (verdict := loop.run(data.batches(ranks, state.step, state.passed_over))) == "accident":
+                go_back(loop, run, data.files_of)
+                report.go_back(state.step)
+                quarantine.go_back(state.step)
         except Exception as error:
             if ranks.is_first:
                 end_in_failure(run, state.step, error)
             report.finish()
             raise
-    complete = not ranks.is_first or close_run(run, loop, verdict)
+    complete = close_run(run, loop, verdict)
     report.finish()
-    # The others wait here for rank 0 to have saved: whoever started them ends all as soon as one has left.
+    # The others wait here for rank 0 to have written all: whoever started them ends all as soon as one has left.
     if agree_any(not complete):
         return 1
     return 0 if verdict == "done" else EXIT_INTERRUPTED
 
 
-def _fresh_state(recipe: Recipe, plan: TrainingPlan, device: torch.device) -> TrainingState:
+def _fresh_state(recipe: Recipe, plan: TrainingPlan, ranks: Ranks, device: torch.device) -> TrainingState:
     torch.manual_seed(derived_seed(recipe.train.seed, 0, "initial weights"))
     size = recipe.crops.global_crops_size
     method = DINOv2(
@@ -124,4 +138,7 @@ def _fresh_state(recipe: Recipe, plan: TrainingPlan, device: torch.device) -> Tr
         total=sum_over_ranks,
         gather=gather_rows,
     ).to(device)
-    return TrainingState(method, build_optimizer(method, recipe.optim, device), build_scaler(device))
+    mesh = mesh_of(ranks.world_size, shard_size(recipe.parallel, ranks.world_size, ranks.ranks_per_node), device)
+    for network, trained in ((method.student, True), (method.teacher, False)):
+        parallelise(network, network.layers(), recipe.parallel, mesh, compute_dtype(recipe.train), trained=trained)
+    return TrainingState(method, build_optimizer(method, recipe.optim), build_loss_scale(recipe.train, device))

@@ -15,6 +15,7 @@ from pathfm.export.teacher import export_teacher
 from pathfm.files import write_json
 from pathfm.lifecycle.run import Run
 from pathfm.log import get_logger
+from pathfm.parallel.tensors import whole_tensors_from_all
 from pathfm.recipe import Recipe
 from pathfm.tables import text_table
 from pathfm.track.console import Console
@@ -22,7 +23,7 @@ from pathfm.track.json_lines import JsonLines
 from pathfm.track.pictures import draw_losses
 from pathfm.track.report import Report
 from pathfm.track.weights_and_biases import start_wandb
-from pathfm.training.loop import Loop, TooManyCorrupt, Verdict
+from pathfm.training.loop import Accident, Loop, TooManyCorrupt, Verdict
 
 _log = get_logger(__name__)
 
@@ -36,19 +37,25 @@ def open_report(recipe: Recipe, run: Run, console: Console, step: int, *, first:
     return Report(lines, console, start_wandb(recipe.wandb, run.directory, recipe.model_dump(mode="json")))
 
 
-def quarantine_of(run: Run, step: int) -> Callable[[int, Skipped], None]:
-    """Rank 0's: writes every undecodable sample once into quarantine.jsonl."""
-    lines = JsonLines(run.quarantine)
-    lines.forget_after(step)
-    known = {line["sample"] for line in lines.read()}
+class Quarantine:
+    """Rank 0's: every undecodable sample once in quarantine.jsonl. The other ranks' does nothing."""
 
-    def write(step: int, skipped: Skipped) -> None:
-        if skipped.sample not in known:
-            known.add(skipped.sample)
-            lines.append({"step": step, **vars(skipped)})
+    def __init__(self, run: Run, step: int, *, first: bool) -> None:
+        self._lines = JsonLines(run.quarantine) if first else None
+        self._known: set[int] = set()
+        self.go_back(step)
+
+    def go_back(self, step: int) -> None:
+        """Drop what was written after `step`, whose samples are about to be met again."""
+        if self._lines is not None:
+            self._lines.forget_after(step)
+            self._known = {line["sample"] for line in self._lines.read()}
+
+    def add(self, step: int, skipped: Skipped) -> None:
+        if self._lines is not None and skipped.sample not in self._known:
+            self._known.add(skipped.sample)
+            self._lines.append({"step": step, **vars(skipped)})
             _log.warning("%s of cohort %s is passed over: %s", skipped.file, skipped.cohort, skipped.reason)
-
-    return write
 
 
 def quarantine_table(lines: Sequence[Mapping[str, Any]]) -> str:
@@ -61,31 +68,48 @@ def quarantine_table(lines: Sequence[Mapping[str, Any]]) -> str:
     return text_table(["cohort", "undecodable", "most often because", "files"], rows)
 
 
-def accidents_of(run: Run, files_of: Callable[[int], list[str]]) -> Callable[[int, dict[str, float]], None]:
+def accidents_of(run: Run, files_of: Callable[[int], list[str]]) -> Callable[[Accident], None]:
     """Writes the evidence of a step without a finite loss: losses, norms, and the samples of the global batch."""
 
-    def write(step: int, values: dict[str, float]) -> None:
+    def write(accident: Accident) -> None:
+        _log.warning("step %d had no finite loss or gradient and was passed over; see %s", accident.step, run.accidents)
         evidence = {
-            "step": step,
-            "values": {name: repr(value) for name, value in values.items()},  # JSON has no NaN
-            "files": files_of(step),
+            "step": accident.step,
+            "batch": accident.batch,
+            "values": _readable(accident.values),
+            "of_ranks": [_readable(values) for values in accident.of_ranks],
+            "files": files_of(accident.batch),
         }
-        _log.warning("step %d had no finite loss or gradient and was passed over; see %s", step, run.accidents)
-        try:
-            write_json(run.accidents / f"step_{step:08d}.json", evidence)
-        except OSError as error:
-            _log.warning("its evidence could not be written (%s): %s", error, evidence)
+        write_evidence(run.accidents / f"step_{accident.step:08d}.json", evidence)
 
     return write
 
 
-def exporter(run: Run, teacher: nn.Module) -> Callable[[int], bool]:
-    """Writes the teacher's weights and redraws the curves. Says whether the weights are there."""
+def write_evidence(path: Path, evidence: Mapping[str, Any]) -> None:
+    """A file of `accidents/`; where the disk does not take it, a line in the log."""
+    try:
+        write_json(path, evidence)
+    except OSError as error:
+        _log.warning("%s could not be written (%s): %s", path, error, evidence)
+
+
+def _readable(values: Mapping[str, float]) -> dict[str, str]:
+    return {name: repr(value) for name, value in values.items()}  # JSON has no NaN
+
+
+def exporter(run: Run, teacher: nn.Module, *, first: bool) -> Callable[[int], bool]:
+    """Writes the teacher's weights and redraws the curves. Says whether the weights are there.
+
+    All ranks call it together, since each may hold a share of the weights; rank 0 writes.
+    """
 
     def write(step: int) -> bool:
+        weights = whole_tensors_from_all(teacher.state_dict(), keep=first)
+        if not first:
+            return True
         draw(run.previews / "losses.png", lambda picture: draw_losses(lines.read(), picture, f"{run.name}: losses"))
         try:
-            export_teacher(teacher.state_dict(), run.exports, step)
+            export_teacher(weights, run.exports, step)
         except OSError as error:
             _log.warning("the teacher of step %d could not be exported (%s)", step, error)
             return False
@@ -114,9 +138,14 @@ def end_in_failure(run: Run, step: int, error: Exception) -> None:
 
 
 def close_run(run: Run, loop: Loop, verdict: Verdict) -> bool:
-    """Rank 0's: say how it ended, in exit.json and to the person. False when something could not be written."""
+    """Say how it ended, in exit.json and to the person. False when something could not be written.
+
+    All ranks call this together; rank 0 speaks.
+    """
     step = loop.state.step
     exported = verdict != "done" or loop.around.export(step)
+    if not loop.ranks.is_first:
+        return True
     if loop.last_save_failed or not exported:
         missing = "checkpoint" if loop.last_save_failed else "teacher"
         run.write_exit("failed", step, f"the {missing} of step {step} could not be written")
@@ -124,11 +153,13 @@ def close_run(run: Run, loop: Loop, verdict: Verdict) -> bool:
             f"run {run.name} reached step {step:,}, but its {missing} could not be written; mend that and start again"
         )
         return False
-    run.write_exit(verdict, step)
     if verdict == "done":
+        run.write_exit(verdict, step)
         print(f"run {run.name} is finished: {step:,} steps\n{where_everything_is(run)}")
     else:
-        print(f"run {run.name} stopped after step {step:,}; the same command goes on from there")
+        kept = loop.around.saver.store.newest_step() or 0  # an earlier one, when the time did not suffice
+        run.write_exit(verdict, kept, loop.around.leave() or "another rank was told to leave")
+        print(f"run {run.name} stopped after step {step:,}; the same command goes on from step {kept:,}")
     return True
 
 

@@ -1,32 +1,42 @@
 """How a run begins or goes on: its directory is claimed, its recipe settled, its newest checkpoint taken up."""
 
 import json
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from pathfm.augment.preview import crops_picture
 from pathfm.batch import Batch
-from pathfm.checkpoint.store import DamagedCheckpoint, Store, read_checkpoint
+from pathfm.checkpoint.manifest import DamagedCheckpoint
+from pathfm.checkpoint.reading import load_into
+from pathfm.checkpoint.store import Store, is_good, step_of
 from pathfm.config import build, read_layer, to_yaml
 from pathfm.data.datasets import Dataset
+from pathfm.data.order import batch_of_step
 from pathfm.dist.collect import decided_by_first
 from pathfm.dist.env import Ranks
 from pathfm.errors import UserError, listed
 from pathfm.files import write_json, write_text, written_aside
-from pathfm.jobs.run_reports import draw
+from pathfm.jobs.run_reports import draw, write_evidence
 from pathfm.jobs.schedule import draw_plan
 from pathfm.jobs.training_data import TrainingData
 from pathfm.lifecycle.run import Run
 from pathfm.log import get_logger
 from pathfm.models.attention import choose_backend
 from pathfm.recipe import Recipe, changes_of_identity, written_out
+from pathfm.training.loop import Loop
 from pathfm.training.plan import TrainingPlan, global_batch_size
 from pathfm.training.state import TrainingState
 from pathfm.training.step import compute_dtype
 
 _log = get_logger(__name__)
+
+
+class NotFinite(UserError):
+    """Too many steps in a row without a finite loss and gradient, and going back did not help."""
 
 
 def claim_run(stack: ExitStack, directory: Path, *, begin_anew: bool) -> Run:
@@ -102,31 +112,77 @@ def check_data(dataset: Dataset, run: Run) -> None:
 
 
 def resume(state: TrainingState, store: Store, run: Run, ranks: Ranks) -> None:
-    """Restore the newest checkpoint that is whole and fits; none yet means a fresh start. All ranks call this together.
+    """Take up the newest checkpoint that is whole and fits; none yet means a fresh start. All ranks call this together.
 
     Raises `UserError` when there are checkpoints but none can be used: a run never starts over by itself.
     """
-    step = decided_by_first(lambda: _restore_newest(state, store, run))
-    if step and not ranks.is_first:
-        state.restore(read_checkpoint(store.path_of(step)))
-
-
-def _restore_newest(state: TrainingState, store: Store, run: Run) -> int:
-    for snapshot in store.whole():
-        try:
-            state.restore(snapshot)
-        except DamagedCheckpoint as misfit:
-            _log.warning("checkpoint %s is passed over: %s", store.path_of(snapshot.step).name, misfit)
-            continue
-        store.set_aside_after(snapshot.step)
-        _log.info("run %s goes on from step %d", run.name, snapshot.step)
-        return snapshot.step
-    if paths := store.paths():
+    paths = decided_by_first(store.paths)
+    if _take_up_newest(state, store, ranks, paths) is not None:
+        _log.info("run %s goes on from step %d", run.name, state.step)
+    elif paths:
         raise UserError(
             f"none of the {len(paths)} checkpoints of run {run.name} can be used (reasons above); "
             "restore one from a backup, or begin anew with --no-resume (what is there is kept)"
         )
-    return 0
+
+
+def _take_up_newest(state: TrainingState, store: Store, ranks: Ranks, paths: Sequence[Path]) -> int | None:
+    """The step of the newest of these that is whole. Every one that is passed over is named with the reason."""
+    tensors = state.tensors()
+    for path in reversed(paths):
+        try:
+            manifest = load_into(tensors, path, ranks)
+        except DamagedCheckpoint as damage:
+            _log.warning("checkpoint %s is passed over: %s", path.name, damage)
+            continue
+        state.take_up(manifest.step, manifest.values)
+        decided_by_first(partial(store.set_aside_after, manifest.step))
+        return manifest.step
+    return None
+
+
+def go_back(loop: Loop, run: Run, files_of: Callable[[int], list[str]]) -> None:
+    """After an accident: to the last checkpoint before it, and from there on without the batches that it came with.
+
+    All ranks call this together. Where that was done before and did not help, all batches since that checkpoint are
+    left out. Raises `NotFinite` when that did not help either, or there is no such checkpoint.
+    """
+    state, saver = loop.state, loop.around.saver
+    (first_bad, behind), left_out, failed_at = loop.bad_batches, state.passed_over, state.step
+    begun = failed_at - state.accidents_in_a_row
+    saver.wait()
+    target = decided_by_first(lambda: _last_good(saver.store, begun))
+    if target is None or _take_up_newest(state, saver.store, loop.ranks, [target]) is None:
+        raise NotFinite(_not_finite(run, begun, failed_at, "there is no good checkpoint before them"))
+    times_before = len(left_out) - len(state.passed_over)
+    if times_before >= loop.optim.max_roll_backs:
+        raise NotFinite(
+            _not_finite(run, begun, failed_at, f"the run went back to step {state.step} {times_before} times")
+        )
+    start = first_bad if times_before == 0 else batch_of_step(state.step, left_out)
+    state.passed_over = [*left_out, (start, behind)]
+    _log.warning(
+        "steps %d to %d had no finite loss or gradient: the run goes back to step %d and leaves out the %d batches of "
+        "samples that it met there; see %s",
+        begun, failed_at - 1, state.step, behind - start, run.accidents,
+    )  # fmt: skip
+    if loop.ranks.is_first:
+        batches = {str(batch): files_of(batch) for batch in range(start, behind)}
+        facts = {"failed_steps": [begun, failed_at - 1], "back_to_step": state.step, "batches_left_out": batches}
+        write_evidence(run.accidents / f"went_back_from_step_{failed_at:08d}.json", facts)
+
+
+def _last_good(store: Store, at_most: int) -> Path | None:
+    """The newest checkpoint of a step up to `at_most` that was not written amid an accident."""
+    return next((path for path in reversed(store.paths()) if step_of(path) <= at_most and is_good(path)), None)
+
+
+def _not_finite(run: Run, begun: int, failed_at: int, why: str) -> str:
+    return (
+        f"the loss or gradient was not finite for {failed_at - begun} steps in a row, from step {begun} on, and {why}; "
+        f"the samples and losses are in {run.accidents}, the checkpoints are as they were. "
+        "Begin another run with a lower optim.base_lr or train.precision=fp32"
+    )
 
 
 def begin_segment(run: Run, recipe: Recipe, plan: TrainingPlan, data: TrainingData, step: int, ranks: Ranks) -> None:

@@ -1,6 +1,7 @@
 """A run's samples in their order, in batches, as crops and masks."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -10,7 +11,7 @@ from pathfm.augment.masks import MaskPlan
 from pathfm.batch import Batch
 from pathfm.data.datasets import Dataset
 from pathfm.data.loader import load_batches
-from pathfm.data.order import BatchPlan
+from pathfm.data.order import BatchPlan, BatchRange, batch_of_step
 from pathfm.dist.env import Ranks
 from pathfm.errors import UserError
 from pathfm.jobs.training_set import order_of
@@ -30,29 +31,32 @@ class TrainingData:
         on_device = augments_on_device(recipe.augment.device, device)
         self.assemble = Assemble(recipe.crops, recipe.augment, masks, patch, seed, batch, on_device)
 
-    def batches(self, ranks: Ranks, from_step: int) -> Iterator[Batch]:
-        """This rank's share of every batch from a step to the run's end."""
-        share = BatchPlan(self.plan.global_batch_size, ranks.rank, ranks.world_size)
-        return self._load(share, from_step, self.plan.total_steps, self.recipe.train.num_workers)
+    def batches(self, ranks: Ranks, from_step: int, passed_over: Sequence[BatchRange] = ()) -> Iterator[Batch]:
+        """This rank's share of every batch from a step to the run's end, each in the plan's parts.
+
+        `passed_over`: batches that training leaves out.
+        """
+        share = BatchPlan(self.plan.global_batch_size, ranks.rank, ranks.world_size, self.plan.parts)
+        numbers = _Batches(from_step, self.plan.total_steps, tuple(passed_over))
+        return self._load(share, numbers, self.recipe.train.num_workers)
 
     def first_samples(self, number: int) -> Batch:
         """The run's first samples as the trainer gets them."""
-        first = next(self._load(BatchPlan(min(number, self.plan.global_batch_size)), 0, 1, num_workers=0))
+        first = next(self._load(BatchPlan(min(number, self.plan.global_batch_size)), [0], num_workers=0))
         return first.to(torch.device("cpu"))
 
-    def files_of(self, step: int) -> list[str]:
-        """The names of the samples in a step's global batch."""
-        positions = BatchPlan(self.plan.global_batch_size).positions(step)
+    def files_of(self, batch: int) -> list[str]:
+        """The names of the samples in a global batch."""
+        positions = BatchPlan(self.plan.global_batch_size).positions(batch)
         return [self.dataset.name_of(int(sample)) for sample in self.order.samples(positions)]
 
-    def _load(self, share: BatchPlan, start_step: int, stop_step: int, num_workers: int) -> Iterator[Batch]:
+    def _load(self, share: BatchPlan, numbers: Iterable[int], num_workers: int) -> Iterator[Batch]:
         batches = load_batches(
             self.dataset,
             self.order,
             share,
             self.assemble,
-            start_step=start_step,
-            stop_step=stop_step,
+            numbers=numbers,
             num_workers=num_workers,
             max_neighbours=self.recipe.data.max_neighbours,
             max_pixels=self.recipe.data.max_pixels,
@@ -63,6 +67,18 @@ class TrainingData:
 
     def _with_crops(self, batch: Batch) -> Batch:
         return crop_on_device(batch.to(self.device), self.recipe.crops) if batch.uncropped else batch
+
+
+@dataclass(frozen=True)
+class _Batches:
+    """The numbers of the batches that the steps [start, stop) take."""
+
+    start: int
+    stop: int
+    passed_over: tuple[BatchRange, ...]
+
+    def __iter__(self) -> Iterator[int]:
+        return (batch_of_step(step, self.passed_over) for step in range(self.start, self.stop))
 
 
 def augments_on_device(setting: str, device: torch.device) -> bool:

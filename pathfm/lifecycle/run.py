@@ -25,7 +25,6 @@ from pathfm.files import remove_leftovers, write_json
 from pathfm.log import get_logger
 
 _log = get_logger(__name__)
-EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: a checkpoint is written, start the same command again to go on
 
 _PACKAGES = ("pathfm", "torch", "numpy", "pillow", "opencv-python-headless", "xformers", "submitit", "wandb")
 
@@ -71,6 +70,10 @@ class Run:
     @property
     def accidents(self) -> Path:
         return self.directory / "accidents"
+
+    @property
+    def stacks(self) -> Path:
+        return self.directory / "stacks"
 
     @contextmanager
     def claimed(self) -> Iterator[None]:

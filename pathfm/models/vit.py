@@ -6,7 +6,7 @@ A crop's tokens are in the order class token, registers, patches (row-major over
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -18,8 +18,7 @@ from pathfm.models.layers import NORM_EPS, Block, LayerScale, PatchEmbed
 from pathfm.models.position import resized_positions
 
 
-@dataclass(frozen=True)
-class Features:
+class Features(NamedTuple):
     """What the backbone says about the crops of one group."""
 
     cls: Float[Tensor, "B D"]

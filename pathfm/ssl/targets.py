@@ -56,6 +56,8 @@ class Centring(nn.Module):
     all that was seen since, once per optimiser step. The state is the centre.
     """
 
+    needs_whole_batch = False
+
     center: Tensor
     seen_sum: Tensor
     seen_rows: Tensor
@@ -95,6 +97,8 @@ class Centring(nn.Module):
 
 class SinkhornKnopp(nn.Module):
     """Targets by Sinkhorn-Knopp; nothing is remembered between steps."""
+
+    needs_whole_batch = True  # of the rank; `total` brings in the other ranks
 
     def __init__(self, total: Total = alone) -> None:
         super().__init__()

@@ -4,6 +4,8 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from pathfm.parallel.tensors import local
+
 
 @torch.no_grad()
 def start_as_copy(teacher: nn.Module, student: nn.Module) -> None:
@@ -20,4 +22,4 @@ def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     Each rank averages the weights (or shards) it holds; nothing is communicated.
     """
     average = get_ema_multi_avg_fn(momentum)
-    average(list(teacher.parameters()), list(student.parameters()), 0)
+    average([local(weight) for weight in teacher.parameters()], [local(weight) for weight in student.parameters()], 0)

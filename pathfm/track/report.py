@@ -3,9 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
+from pathfm.log import get_logger
 from pathfm.track.console import Console
 from pathfm.track.json_lines import JsonLines
 from pathfm.track.weights_and_biases import WeightsAndBiases
+
+_log = get_logger(__name__)
 
 
 class Report:
@@ -26,6 +29,17 @@ class Report:
         self._console.summary(line)
         if self._wandb is not None:
             self._wandb.log(line)
+
+    def alarm(self, title: str, text: str) -> None:
+        """Something that a person must hear of."""
+        _log.error("%s: %s", title, text)
+        if self._wandb is not None:
+            self._wandb.alert(title, text)
+
+    def go_back(self, step: int) -> None:
+        """Drop what was logged after `step`, which is about to be logged anew."""
+        if self._lines is not None:
+            self._lines.forget_after(step)
 
     def flush(self) -> None:
         """Before a checkpoint: what it remembers must not be ahead of what was logged."""

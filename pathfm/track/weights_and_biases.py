@@ -29,6 +29,15 @@ class WeightsAndBiases:
         except Exception as error:
             self._fall_silent(error)
 
+    def alert(self, title: str, text: str) -> None:
+        """A message to the people who follow the run."""
+        if self._run is None:
+            return
+        try:
+            self._run.alert(title=title, text=text, level="ERROR")
+        except Exception as error:
+            self._fall_silent(error)
+
     def finish(self) -> None:
         if self._run is None:
             return

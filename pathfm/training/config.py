@@ -22,12 +22,17 @@ class TrainConfig(Section):
     cohort_cap: int | None = Field(None, ge=1)  # samples that a cohort gives to an epoch at most
     seed: int = Field(0, ge=0)
     centering: Literal["centering", "sinkhorn_knopp"] = "centering"
-    precision: Literal["fp32", "bf16"] = "bf16"  # of the forward and backward pass; weights and losses stay fp32
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"  # of the forward and backward pass; weights, losses stay fp32
     # below: speed and reporting only
+    # Samples that pass a rank's network at once; a larger share of the batch passes in equal parts, whose gradients are
+    # added up to the same step. None: batch_size_per_gpu, so that a run goes on with fewer GPUs of the same memory.
+    micro_batch_size: int | None = Field(None, ge=1)
     num_workers: int = Field(8, ge=0)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     deterministic: bool = True  # on CUDA: the same numbers each time; false allows faster attention kernels
     log_every_steps: int = Field(10, ge=1)
+    stall_after_s: float = Field(300.0, gt=0)  # without progress: then every rank writes down what it is doing
+    lost_after_s: float = Field(120.0, gt=0)  # without a sign of life from a rank: then the others leave
 
 
 class OptimConfig(Section):
@@ -47,4 +52,7 @@ class OptimConfig(Section):
     layerwise_decay: float = Field(0.9, gt=0, le=1)
     adamw_beta1: float = Field(0.9, ge=0, lt=1)
     adamw_beta2: float = Field(0.999, ge=0, lt=1)
-    max_skipped_steps: int = Field(5, ge=1)  # steps in a row without a finite loss and gradient before the run stops
+    # Steps in a row without a finite loss and gradient before the run goes back to a checkpoint and leaves them out,
+    # and how often it goes back to the same one before it ends.
+    max_skipped_steps: int = Field(5, ge=1)
+    max_roll_backs: int = Field(2, ge=0)

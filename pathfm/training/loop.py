@@ -4,15 +4,18 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from statistics import fmean
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 
 from pathfm.batch import Batch, Skipped
 from pathfm.checkpoint.config import CheckpointConfig
-from pathfm.checkpoint.store import Store
+from pathfm.checkpoint.saver import Saver, Snapshot
 from pathfm.data.config import CorruptPolicy
+from pathfm.data.order import BatchRange, batch_of_step
+from pathfm.dist.agreement import Agreement
 from pathfm.dist.collect import agree_any, gather_lists
 from pathfm.dist.env import Ranks
 from pathfm.errors import UserError
@@ -24,12 +27,8 @@ from pathfm.training.state import TrainingState
 from pathfm.training.step import train_step
 
 _log = get_logger(__name__)
-Verdict = Literal["done", "interrupted"]
+Verdict = Literal["done", "interrupted", "accident"]
 Item = TypeVar("Item")
-
-
-class NotFinite(UserError):
-    """Too many steps in a row without a finite loss and gradient."""
 
 
 class TooManyCorrupt(UserError):
@@ -37,15 +36,36 @@ class TooManyCorrupt(UserError):
 
 
 @dataclass(frozen=True)
+class Accident:
+    """A step without a finite loss or gradient: its losses and norms, the mean over ranks and of each rank."""
+
+    step: int
+    batch: int
+    values: dict[str, float]
+    of_ranks: list[dict[str, float]]
+
+
+@dataclass(frozen=True)
 class Surroundings:
     """What the loop talks to; everything here may be replaced in a test."""
 
-    store: Store
+    saver: Saver
     report: Report
+    agreement: Agreement
     leave: Callable[[], str | None]  # a reason to stop between two steps, e.g. a signal's name
+    seconds_since_told: Callable[[], float]  # since there was a reason to leave
     quarantine: Callable[[int, Skipped], None]  # called on rank 0 for every sample that was passed over
-    accident: Callable[[int, dict[str, float]], None]  # called on rank 0 for every step that was passed over
-    export: Callable[[int], bool]  # called on rank 0 when the teacher's weights are due; False: it failed
+    accident: Callable[[Accident], None]  # called on rank 0 for every step that was passed over
+    export: Callable[[int], bool]  # called on all ranks when the teacher's weights are due; False: it failed
+    doing: Callable[[int, str], None] = lambda step, what: None  # told what comes next, for whoever watches
+
+
+class Notes(NamedTuple):
+    """What a rank has to say after a step, and what it hears: the maximum over the ranks."""
+
+    told_ms: int = 0  # since a rank was told to leave, at least 1; 0: none was
+    corrupt: int = 0  # a sample could not be decoded
+    save_again: int = 0  # a checkpoint could not be written, and it is time to try again
 
 
 @dataclass
@@ -64,54 +84,75 @@ class Loop:
     _watch: "_Stopwatch" = field(default_factory=lambda: _Stopwatch())
     _skipped: list[Skipped] = field(default_factory=list)
     _saves_failed: int = 0
+    _save_again_at: float = math.inf
 
     def run(self, batches: Iterable[Batch]) -> Verdict:
-        """Raises `NotFinite`, `TooManyCorrupt`, and whatever the loader raises."""
-        if self._must_leave():  # a signal came while torch was imported or the checkpoint read
-            self.save()
-            return "interrupted"
+        """`batches`: this rank's, from the state's step on, each in the plan's parts. All ranks call this together.
+
+        Returns `accident` after too many steps in a row without a finite loss: go back, then run again.
+        Raises `TooManyCorrupt`, and whatever the loader raises.
+        """
+        if agree_any(self.around.leave() is not None):  # it came while torch was imported or the checkpoint read
+            return self._leave(self._since_told())
+        if self.state.step == 0:
+            self.save()  # a rehearsal: what could fail fails now, and an early accident has something to go back to
         self._judge_samples()  # a run that its data stopped stops again, unless the policy is another now
-        for batch in self._watch.waiting(batches):
-            self._step(batch)
+        for parts in self._watch.waiting(_in_steps(self._told(batches), self.plan.parts)):
+            self._step(parts)
             if self._is_due(self.train.log_every_steps):
                 self._report()
-            if self._is_due(self._steps_between_saves()):
+                if self.state.accidents_in_a_row >= self.optim.max_skipped_steps:
+                    return "accident"
+            heard = self._exchange()
+            if self._is_due(self._steps_between_saves()) or heard.save_again:
                 self.save()
-            if (every := self.checkpoint.export_every_steps) and self.state.step % every == 0 and self.ranks.is_first:
+            if (every := self.checkpoint.export_every_steps) and self.state.step % every == 0:
                 self.around.export(self.state.step)
-            self._judge_samples()
-            if self._must_leave():
-                self.save()
-                return "interrupted"
-        self.save()
-        return "done"
+            self._judge_samples(heard.corrupt > 0)
+            if heard.told_ms and self.state.step < self.plan.total_steps:
+                return self._leave(heard.told_ms / 1000)
+        return self._finish()
 
     def save(self) -> None:
         """Write a checkpoint. A write that fails harms nothing that was published, and training goes on."""
+        self.around.doing(self.state.step, "checkpoint")
+        self._save_again_at = math.inf
         self._quarantine()  # so that the count in the checkpoint is that of its own step
-        snapshot = self.state.snapshot()
+        values = self.state.values()
         self.around.report.flush()
-        if not self.ranks.is_first:
-            return
-        try:
-            self.around.store.save(snapshot)
-            self._saves_failed = 0
-        except OSError as error:
-            self._saves_failed += 1
-            _log.warning(
-                "the checkpoint of step %d could not be written (%s; failure %d in a row); earlier ones are untouched",
-                snapshot.step, error, self._saves_failed,
-            )  # fmt: skip
+        is_good = not self.state.accidents_in_a_row and not any(values["meter"].get("accident", ()))
+        stalled = self.around.saver.start(Snapshot(self.state.step, self.state.tensors(), values, is_good))
+        if not self.checkpoint.in_background:
+            started = time.perf_counter()
+            self.around.saver.wait()
+            stalled += time.perf_counter() - started
+        self._watch.stalled(stalled)
 
     @property
     def last_save_failed(self) -> bool:
         return self._saves_failed > 0
 
-    def _step(self, batch: Batch) -> None:
-        self._skipped.extend(batch.skipped)
+    @property
+    def bad_batches(self) -> BatchRange:
+        """Of the steps in a row without a finite loss, up to now."""
+        step = self.state.step
+        return self._batch_of(step - self.state.accidents_in_a_row), self._batch_of(step - 1) + 1
+
+    def _step(self, parts: list[Batch]) -> None:
+        self.around.doing(self.state.step, "step")
+        self._skipped.extend(skipped for part in parts for skipped in part.skipped)
         values = self.plan.schedules.at(self.state.step)
-        train_step(self.state, batch.to(self.device), values, self.train, self.optim, self.ranks.rank)
+        on_device = [part.to(self.device) for part in parts]
+        train_step(self.state, on_device, values, self.train, self.optim, self.ranks.rank)
         self.around.report.step(self.state.step)
+
+    def _told(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        iterator = iter(batches)
+        while True:
+            self.around.doing(self.state.step, "waiting for data")
+            if (batch := next(iterator, None)) is None:
+                return
+            yield batch
 
     def _is_due(self, every: int) -> bool:
         return self.state.step % every == 0 or self.state.step == self.plan.total_steps
@@ -119,13 +160,62 @@ class Loop:
     def _steps_between_saves(self) -> int:
         return self.checkpoint.every_steps or max(1, round(self.checkpoint.every_epochs * self.plan.epoch_length))
 
-    def _must_leave(self) -> bool:
-        if self.state.step == self.plan.total_steps:
-            return False
-        reason = self.around.leave()
-        if reason:
-            _log.info("%s: a checkpoint of step %d is written, then this process leaves", reason, self.state.step)
-        return agree_any(reason is not None)
+    def _exchange(self) -> Notes:
+        """All ranks hear the same, at the same step."""
+        self._hear_of_saves()
+        self.around.doing(self.state.step, "agreement")
+        told_ms = 1 + int(1000 * self.around.seconds_since_told()) if self.around.leave() is not None else 0
+        corrupt = self.corrupt.kind == "raise" and bool(self._skipped)
+        save_again = time.monotonic() >= self._save_again_at
+        return Notes(*self.around.agreement.exchange([told_ms, int(corrupt), int(save_again)]))
+
+    def _since_told(self) -> float:
+        """The longest of all ranks, in seconds."""
+        return max(gather_lists([self.around.seconds_since_told()]))
+
+    def _leave(self, since_told_s: float) -> Verdict:
+        """Save this very step if the time suffices; what is published already stays in any case."""
+        deadline = time.monotonic() + self.checkpoint.leave_within_s - since_told_s
+        _log.info(
+            "%s: a checkpoint of step %d is written, then this process leaves",
+            self.around.leave() or "another rank was told to leave", self.state.step,
+        )  # fmt: skip
+        saver = self.around.saver
+        if saver.wait(_seconds_until(deadline)):
+            self.save()
+        if not saver.wait(_seconds_until(deadline)):
+            _log.warning(
+                "the checkpoint of step %d was not complete within checkpoint.leave_within_s=%g; this process leaves "
+                "all the same, and the run goes on from step %d",
+                self.state.step, self.checkpoint.leave_within_s, saver.store.newest_step() or 0,
+            )  # fmt: skip
+        self._hear_of_saves()
+        return "interrupted"
+
+    def _finish(self) -> Verdict:
+        self.save()
+        self.around.saver.wait()
+        self._hear_of_saves()
+        return "done"
+
+    def _hear_of_saves(self) -> None:
+        for outcome in self.around.saver.outcomes():
+            if outcome.error is None:
+                self._saves_failed = 0
+                continue
+            self._saves_failed += 1
+            self._save_again_at = time.monotonic() + self.checkpoint.retry_after_s
+            _log.warning(
+                "the checkpoint of step %d could not be written (%s; failure %d in a row); earlier ones are untouched, "
+                "training goes on and tries again",
+                outcome.step, outcome.error, self._saves_failed,
+            )  # fmt: skip
+            if self._saves_failed == self.checkpoint.alarm_after_failures:
+                self.around.report.alarm(
+                    "checkpoints cannot be written",
+                    f"{self._saves_failed} failures in a row, the last one: {outcome.error}. If this process ends now, "
+                    f"all steps since {self.around.saver.store.newest_step() or 0} are lost; make room",
+                )
 
     def _report(self) -> None:
         self._quarantine()
@@ -145,9 +235,10 @@ class Loop:
             "weight_decay": values.weight_decay,
             "momentum": values.momentum,
             "teacher_temp": values.teacher_temp,
-            **{name: _mean_of_finite(column) for name, column in series.items() if name != "finite"},
+            **{name: _mean_of_finite(column) for name, column in series.items() if name not in ("finite", "accident")},
             "steps_skipped": sum(1 for finite in series["finite"] if finite < 1),
             "samples_skipped": self.state.samples_skipped,
+            "batches_passed_over": sum(behind - first for first, behind in self.state.passed_over),
             "timing": self._watch.lap(self.plan.global_batch_size),
         }
 
@@ -158,16 +249,18 @@ class Loop:
         for sample in skipped if self.ranks.is_first else ():
             self.around.quarantine(self.state.step, sample)
 
-    def _judge_samples(self) -> None:
+    def _judge_samples(self, corrupt: bool = False) -> None:
         """Stop, with a checkpoint to go on from, when more samples were passed over than the policy allows.
 
-        All ranks judge the same count. It is brought up to date at every report, under the policy `raise` at once.
+        All ranks judge the same count. It is brought up to date at every report, and under the policy `raise` when
+        ranks have heard that one met a sample that it could not decode.
         """
-        if self.corrupt.kind == "raise" and agree_any(bool(self._skipped)):
+        if corrupt:
             self._quarantine()
         num_seen = self.state.step * self.plan.global_batch_size
         if self.corrupt.is_broken_by(self.state.samples_skipped, num_seen):
             self.save()
+            self.around.saver.wait()
             raise TooManyCorrupt(
                 f"{self.state.samples_skipped:,} of the {num_seen:,} samples so far could not be decoded, more than "
                 f"data.corrupt_samples={self.corrupt} allows; go on with data.corrupt_samples=skip, "
@@ -175,23 +268,24 @@ class Loop:
             )
 
     def _look_for_accidents(self, series: dict[str, list[float]]) -> None:
-        """Every step was already passed over on the device; here it is counted, written down, and enough is enough."""
-        first = self.state.step - len(series["finite"])
-        for offset, finite in enumerate(series["finite"]):
-            self.state.steps_skipped_in_a_row = 0 if finite == 1 else self.state.steps_skipped_in_a_row + 1
-            if finite < 1 and self.ranks.is_first:
-                self.around.accident(first + offset, {name: column[offset] for name, column in series.items()})
-            if self.state.steps_skipped_in_a_row >= self.optim.max_skipped_steps:
-                raise NotFinite(
-                    f"the loss or gradient was not finite for {self.state.steps_skipped_in_a_row} steps in a row, "
-                    f"the last one step {first + offset}; the samples and losses are in the run's accidents/ folder, "
-                    "its checkpoints are as they were. Begin another run with a lower optim.base_lr or "
-                    "train.precision=fp32"
-                )
+        """Every such step was already passed over on the device; here it is counted and written down."""
+        first = self.state.step - len(series["accident"])
+        for offset, accident in enumerate(series["accident"]):
+            self.state.accidents_in_a_row = self.state.accidents_in_a_row + 1 if accident else 0
+            if not accident:
+                continue
+            step = first + offset
+            of_ranks = gather_lists([self.state.meter.own(self.state.step - 1 - step)])
+            if self.ranks.is_first:
+                values = {name: column[offset] for name, column in series.items()}
+                self.around.accident(Accident(step, self._batch_of(step), values, of_ranks))
+
+    def _batch_of(self, step: int) -> int:
+        return batch_of_step(step, self.state.passed_over)
 
 
 class _Stopwatch:
-    """Wall time of the steps, and how much of it was spent waiting for the loader."""
+    """Wall time of the steps, and how much of it was spent waiting for the loader and for checkpoints."""
 
     def __init__(self) -> None:
         self._begin_lap()
@@ -208,12 +302,16 @@ class _Stopwatch:
             self._steps += 1
             yield item
 
+    def stalled(self, seconds: float) -> None:
+        self._stalled += seconds
+
     def lap(self, samples_per_step: int) -> dict[str, float]:
         seconds = max(time.perf_counter() - self._started, 1e-9)
         speed = {
             "seconds_per_step": seconds / max(self._steps, 1),
             "samples_per_second": self._steps * samples_per_step / seconds,
             "data_wait_fraction": self._waited / seconds,
+            "checkpoint_stall_s": self._stalled,
         }
         self._begin_lap()
         return speed
@@ -221,7 +319,18 @@ class _Stopwatch:
     def _begin_lap(self) -> None:
         self._started = time.perf_counter()
         self._waited = 0.0
+        self._stalled = 0.0
         self._steps = 0
+
+
+def _in_steps(parts: Iterator[Item], parts_per_step: int) -> Iterator[list[Item]]:
+    while step := list(islice(parts, parts_per_step)):
+        assert len(step) == parts_per_step, (len(step), parts_per_step)
+        yield step
+
+
+def _seconds_until(deadline: float) -> float:
+    return max(0.0, deadline - time.monotonic())
 
 
 def _mean_of_finite(column: list[float]) -> float | None:

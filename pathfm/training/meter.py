@@ -13,6 +13,7 @@ class Meter:
 
     def __init__(self) -> None:
         self._read: dict[str, list[float]] = {}
+        self._own: list[dict[str, float]] = []
         self._on_device: list[dict[str, Tensor]] = []
 
     def add(self, metrics: Mapping[str, Tensor]) -> None:
@@ -25,11 +26,17 @@ class Meter:
             rows = torch.stack([torch.stack([step[name].float() for name in names]) for step in self._on_device])
             for name, column in zip(names, _mean_over_ranks(rows).cpu().double().T.tolist(), strict=True):
                 self._read.setdefault(name, []).extend(column)
+            self._own += [dict(zip(names, row, strict=True)) for row in rows.cpu().double().tolist()]
             self._on_device.clear()
         return self._read
 
+    def own(self, steps_ago: int) -> dict[str, float]:
+        """This rank's values of a step that was read, 0 being the last one; {} when an earlier process took it."""
+        return self._own[-1 - steps_ago] if steps_ago < len(self._own) else {}
+
     def clear(self) -> None:
         self._read = {}
+        self._own = []
         self._on_device.clear()
 
     def state_dict(self) -> dict[str, list[float]]:

@@ -16,6 +16,7 @@ class TrainingPlan:
     global_batch_size: int
     epoch_length: int  # steps
     total_steps: int
+    parts: int  # that a rank's share of the batch passes the network in
     koleo_group_size: int  # samples
     peak_lr: float
     schedules: StepSchedules
@@ -52,7 +53,14 @@ def plan_training(
     total_steps = optim.total_steps or max(1, round(optim.epochs * epoch_length))
     peak_lr = optim.base_lr * _batch_factor(optim.scaling_rule, batch)
     schedules = _schedules(optim, teacher, peak_lr, total_steps)
-    return TrainingPlan(batch, epoch_length, total_steps, _koleo_group(train, dino, batch), peak_lr, schedules)
+    parts, koleo_group = _parts(train, batch // world_size), _koleo_group(train, dino, batch)
+    return TrainingPlan(batch, epoch_length, total_steps, parts, koleo_group, peak_lr, schedules)
+
+
+def _parts(train: TrainConfig, rank_batch: int) -> int:
+    """The fewest equal parts that each fit."""
+    at_once = train.micro_batch_size or train.batch_size_per_gpu
+    return next(n for n in range(1, rank_batch + 1) if rank_batch % n == 0 and rank_batch // n <= at_once)
 
 
 def _koleo_group(train: TrainConfig, dino: DinoConfig, batch: int) -> int:

@@ -1,54 +1,58 @@
-"""Exactly what a checkpoint holds. What is not listed here is not resumed."""
+"""Exactly what a checkpoint holds. What is not listed here is not resumed.
+
+Random state is not: every draw follows from the seed and a position or step. Nor is the schedules' position, the
+samples seen, the loader's place or W&B's step: they are the step.
+"""
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from torch import Tensor, nn
-from torch.amp import GradScaler
 from torch.optim import Optimizer
 
-from pathfm.checkpoint.store import DamagedCheckpoint, Snapshot, key_differences
-from pathfm.errors import listed
+from pathfm.data.order import BatchRange
 from pathfm.ssl.method import Method
+from pathfm.training.loss_scale import LossScale
 from pathfm.training.meter import Meter
 
 
 class TrainingState:
-    """Both networks with their centres, the optimiser's moments, the scaler, and how far the run has come."""
+    """Both networks with their centres, the optimiser's moments, the loss scale, and how far the run has come."""
 
-    def __init__(self, method: Method, optimizer: Optimizer, scaler: GradScaler) -> None:
+    def __init__(self, method: Method, optimizer: Optimizer, loss_scale: LossScale) -> None:
         self.method = method
         self.optimizer = optimizer
-        self.scaler = scaler
-        self.step = 0  # optimiser steps done; the next batch is this one, so it is the loader's state too
+        self.loss_scale = loss_scale
+        self.step = 0  # optimiser steps done
+        self.passed_over: list[BatchRange] = []  # batches that are left out, after an accident
         self.samples_skipped = 0
-        self.steps_skipped_in_a_row = 0
+        self.accidents_in_a_row = 0  # steps without a finite loss or gradient
         self.meter = Meter()
 
-    def snapshot(self) -> Snapshot:
-        """All ranks call this together (the meter is read)."""
-        values = {
-            "samples_skipped": self.samples_skipped,
-            "steps_skipped_in_a_row": self.steps_skipped_in_a_row,
-            "meter": self.meter.state_dict(),
-            "scaler": self.scaler.state_dict(),
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor by name: the live ones, whole or this rank's share, to be copied from or filled in place."""
+        return {
+            **{f"method.{name}": tensor for name, tensor in self.method.state_dict().items()},
+            **self._moments(),
+            **{f"loss_scale.{name}": tensor for name, tensor in self.loss_scale.tensors().items()},
         }
-        return Snapshot(self.step, {**self._method_tensors(), **self._moments()}, values)
 
-    def restore(self, snapshot: Snapshot) -> None:
-        """Raises `DamagedCheckpoint` when the keys are not those of this state, naming the first few."""
-        expected = {**self._method_tensors(), **self._moments()}
-        if mistakes := sorted(key_differences(expected, snapshot.tensors)):
-            raise DamagedCheckpoint(f"{len(mistakes)} keys differ: {listed(mistakes)}")
-        self.method.load_state_dict(_below("method.", snapshot.tensors))
-        self._load_moments(snapshot.tensors)
-        self.step = snapshot.step
-        self.samples_skipped = snapshot.values["samples_skipped"]
-        self.steps_skipped_in_a_row = snapshot.values["steps_skipped_in_a_row"]
-        self.meter.load_state_dict(snapshot.values["meter"])
-        self.scaler.load_state_dict(snapshot.values["scaler"])
+    def values(self) -> dict[str, Any]:
+        """Everything else, as JSON knows it. All ranks call this together (the meter is read)."""
+        return {
+            "passed_over": [list(batches) for batches in self.passed_over],
+            "samples_skipped": self.samples_skipped,
+            "accidents_in_a_row": self.accidents_in_a_row,
+            "meter": self.meter.state_dict(),
+        }
 
-    def _method_tensors(self) -> dict[str, Tensor]:
-        return {f"method.{name}": tensor for name, tensor in self.method.state_dict().items()}
+    def take_up(self, step: int, values: Mapping[str, Any]) -> None:
+        """What belongs to the tensors, which were filled before."""
+        self.step = step
+        self.passed_over = [(first, behind) for first, behind in values["passed_over"]]
+        self.samples_skipped = values["samples_skipped"]
+        self.accidents_in_a_row = values["accidents_in_a_row"]
+        self.meter.load_state_dict(values["meter"])
 
     def _named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         names = {parameter: name for name, parameter in self.method.student.named_parameters()}
@@ -63,14 +67,3 @@ class TrainingState:
             for name, parameter in self._named_parameters()
             for key, value in self.optimizer.state[parameter].items()
         }
-
-    def _load_moments(self, tensors: Mapping[str, Tensor]) -> None:
-        moments = {
-            index: _below(f"optimizer.{name}.", tensors) for index, (name, _) in enumerate(self._named_parameters())
-        }
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
-
-
-def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

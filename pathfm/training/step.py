@@ -1,35 +1,38 @@
 """One optimiser step: losses of a batch, gradients, clipping, update of the student, then of the teacher."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
-from torch.amp import GradScaler
 from torch.optim import AdamW, Optimizer
 
 from pathfm.batch import Batch
-from pathfm.dist.collect import average_over_ranks_, sum_over_ranks
+from pathfm.dist.collect import sum_over_ranks
+from pathfm.parallel.apply import finish_gradients
+from pathfm.parallel.tensors import whole_from_all
 from pathfm.random_streams import derived_seed
 from pathfm.schedule import StepValues
-from pathfm.ssl.method import Method
+from pathfm.ssl.method import Losses, Method
 from pathfm.ssl.param_groups import apply_schedule, parameter_groups
 from pathfm.training.config import OptimConfig, TrainConfig
+from pathfm.training.loss_scale import LossScale
 from pathfm.training.state import TrainingState
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def compute_dtype(train: TrainConfig) -> torch.dtype:
     """Of matrix products and attention in the forward and backward pass."""
-    return torch.bfloat16 if train.precision == "bf16" else torch.float32
+    return _DTYPES[train.precision]
 
 
-def build_optimizer(method: Method, config: OptimConfig, device: torch.device) -> Optimizer:
+def build_optimizer(method: Method, config: OptimConfig) -> Optimizer:
     """AdamW over the student's parameter groups. Its moments exist from the start, so that step 0 can be saved."""
     groups = parameter_groups(
         method.student, layerwise_decay=config.layerwise_decay, patch_embed_lr_mult=config.patch_embed_lr_mult
     )
-    # Fused on CUDA: a step with a non-finite gradient is then passed over on the device, without asking the host.
-    fused = True if device.type == "cuda" else None
-    optimizer = AdamW(groups, betas=(config.adamw_beta1, config.adamw_beta2), fused=fused)
+    # Fused: a step that is to be passed over is passed over on the device, without asking the host.
+    optimizer = AdamW(groups, betas=(config.adamw_beta1, config.adamw_beta2), fused=True)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     zeros = {index: _no_moments(parameter) for index, parameter in enumerate(parameters)}
     optimizer.load_state_dict({"state": zeros, "param_groups": optimizer.state_dict()["param_groups"]})
@@ -39,63 +42,94 @@ def build_optimizer(method: Method, config: OptimConfig, device: torch.device) -
 def _no_moments(parameter: Tensor) -> dict[str, Tensor]:
     """What AdamW itself begins with at its first step."""
     return {
-        "step": torch.zeros(()),
+        "step": torch.zeros((), device=parameter.device),
         "exp_avg": torch.zeros_like(parameter),
         "exp_avg_sq": torch.zeros_like(parameter),
     }
 
 
-def build_scaler(device: torch.device) -> GradScaler:
-    """Here to pass over steps with non-finite gradients, not to scale: fp32 and bf16 have the range they need."""
-    return GradScaler(device.type, init_scale=1.0)
+def build_loss_scale(train: TrainConfig, device: torch.device) -> LossScale:
+    return LossScale(device, dynamic=train.precision == "fp16")
 
 
 def train_step(
-    state: TrainingState, batch: Batch, values: StepValues, train: TrainConfig, optim: OptimConfig, rank: int
+    state: TrainingState, parts: Sequence[Batch], values: StepValues, train: TrainConfig, optim: OptimConfig, rank: int
 ) -> None:
-    """One step on this rank's share of the global batch. Metrics go to `state.meter` and stay on the device.
+    """One step on this rank's share of the global batch, which comes in equal parts. All ranks call this together.
 
-    A step whose loss or gradient norm is not finite on some rank changes neither the student nor its optimiser state.
+    Metrics go to `state.meter` and stay on the device. A step whose loss or gradient norm is not finite on some rank
+    changes neither the student nor its optimiser state.
     """
-    device = batch.global_crops.device
-    # Drop path draws from torch's generators; seeding them by step and rank makes a resumed step draw the same.
-    torch.manual_seed(derived_seed(train.seed, state.step, f"drop path of rank {rank}"))
     apply_schedule(state.optimizer, values)
-    with torch.autocast(device.type, torch.bfloat16, enabled=compute_dtype(train) == torch.bfloat16):
-        losses = state.method.losses(batch.normalised(), values.teacher_temp)
-    state.scaler.scale(losses.total).backward()
-    average_over_ranks_(list(_gradients(state)))
-    norms = _clip(state, optim.clip_grad)
-    finite = _finite_on_all_ranks(losses.total.detach(), *norms.values())
+    metrics = _backpropagated(state, parts, values.teacher_temp, train, rank)
+    _unscale(state)
+    norms = _clip(state.method, optim.clip_grad)
+    loss_finite, finite = _finite_on_all_ranks(metrics["total_loss"], *norms.values())
+    accident = ~loss_finite | (~finite & ~state.loss_scale.can_shrink())
     _step_if(finite, state)
     state.method.update_teacher(values.momentum)
     state.step += 1
-    state.meter.add({"total_loss": losses.total.detach(), **losses.terms, **norms, "finite": finite})
+    state.meter.add({**metrics, **norms, "finite": finite, "accident": accident})
 
 
-def _finite_on_all_ranks(*numbers: Tensor) -> Tensor:
-    """A bool on the device; the host is not asked."""
-    mine = torch.stack([torch.isfinite(number) for number in numbers]).all()
-    return sum_over_ranks((~mine).float()) == 0
+def _backpropagated(
+    state: TrainingState, parts: Sequence[Batch], teacher_temp: float, train: TrainConfig, rank: int
+) -> dict[str, Tensor]:
+    """Gradients of the batch; returns the means of its losses over this rank's parts."""
+
+    def redraw(part: int) -> None:
+        # Drop path draws from torch's generators; seeding them by step, rank and part makes a resumed step draw the
+        # same, and a part that is seen twice look the same.
+        torch.manual_seed(derived_seed(train.seed, state.step, f"drop path of rank {rank} part {part}"))
+
+    device = parts[0].positions.device
+    sums: dict[str, Tensor] = {}
+    losses_of_parts = state.method.losses_of_parts(parts, teacher_temp, redraw)
+    for number, losses in enumerate(_under_autocast(losses_of_parts, device, compute_dtype(train))):
+        finish_gradients(state.method.student, is_last_part=number == len(parts) - 1)
+        (losses.total * state.loss_scale.value / len(parts)).backward()
+        for name, term in {"total_loss": losses.total.detach(), **losses.terms}.items():
+            sums[name] = sums.get(name, 0) + term / len(parts)
+    return sums
+
+
+def _under_autocast(losses: Iterator[Losses], device: torch.device, dtype: torch.dtype) -> Iterator[Losses]:
+    """The forward passes only: backward ones take over what theirs computed in."""
+    while True:
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            part = next(losses, None)
+        if part is None:
+            return
+        yield part
+
+
+def _unscale(state: TrainingState) -> None:
+    if state.loss_scale.dynamic:
+        for parameter in state.method.student.parameters():
+            if parameter.grad is not None:
+                parameter.grad.div_(state.loss_scale.value)
+
+
+def _clip(method: Method, limit: float) -> dict[str, Tensor]:
+    """Clip every part (backbone, each head) to the limit by itself, as DINOv2 does. Returns the norms before."""
+    norms = {}
+    for name, part in method.student.parts().items():
+        norm = torch.nn.utils.clip_grad_norm_(part.parameters(), limit or float("inf"))
+        norms[f"grad_norm/{name}"] = whole_from_all(norm)
+    return norms
+
+
+def _finite_on_all_ranks(loss: Tensor, *norms: Tensor) -> tuple[Tensor, Tensor]:
+    """Whether the loss is, and whether loss and norms are: bools on the device; the host is not asked."""
+    loss_bad = ~torch.isfinite(loss)
+    any_bad = loss_bad | ~torch.stack([torch.isfinite(norm) for norm in norms]).all()
+    bad_ranks = sum_over_ranks(torch.stack([loss_bad, any_bad]).float())
+    return bad_ranks[0] == 0, bad_ranks[1] == 0
 
 
 def _step_if(finite: Tensor, state: TrainingState) -> None:
-    """The scaler passes over a step in which it meets one gradient that is not finite, without asking the host."""
-    next(_gradients(state)).add_(torch.where(finite, 0.0, torch.nan))
-    state.scaler.step(state.optimizer)
-    state.scaler.update(1.0)  # it would halve its scale after such a step
+    """AdamW passes over a step for which it is told that infinities were found, and does not count it."""
+    state.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+    state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
-
-
-def _gradients(state: TrainingState) -> Iterator[Tensor]:
-    for parameter in state.method.student.parameters():
-        if parameter.grad is not None:
-            yield parameter.grad
-
-
-def _clip(state: TrainingState, limit: float) -> dict[str, Tensor]:
-    """Clip every part (backbone, each head) to the limit by itself, as DINOv2 does. Returns the norms before."""
-    norms = {}
-    for name, part in state.method.student.named_children():
-        norms[f"grad_norm/{name}"] = torch.nn.utils.clip_grad_norm_(part.parameters(), limit or float("inf"))
-    return norms
+    state.loss_scale.update(finite)

@@ -57,7 +57,7 @@ def batches(root: Path, plan=None, assemble=assemble, steps=(0, 9), **options) -
     plan = plan or BatchPlan(4)
     start, stop = steps
     order = SampleOrder(len(dataset), 5)
-    return list(load_batches(dataset, order, plan, assemble, start_step=start, stop_step=stop, **options))
+    return list(load_batches(dataset, order, plan, assemble, numbers=range(start, stop), **options))
 
 
 def tensors(batch: Batch) -> list[bytes]:
@@ -170,9 +170,7 @@ def test_a_worker_that_died_before_its_batch_was_pinned_is_explained_too(tiles_r
 def test_a_tar_that_vanished_is_named_and_no_worker_blamed(tiles_root, num_workers):
     dataset = Pathology(tiles_root)
     (tiles_root / "pretrain_dataset.tar").unlink()
-    stream = load_batches(
-        dataset, SampleOrder(23, 0), BatchPlan(4), assemble, start_step=0, stop_step=1, num_workers=num_workers
-    )
+    stream = load_batches(dataset, SampleOrder(23, 0), BatchPlan(4), assemble, numbers=[0], num_workers=num_workers)
     with pytest.raises(UserError, match=r"^cannot read .*pretrain_dataset.tar: No such file"):
         next(stream)
 
@@ -223,7 +221,7 @@ def assemble(samples, step):
 if __name__ == "__main__":
     dataset = Pathology(Path(sys.argv[1]))
     order, plan = SampleOrder(len(dataset), 0), BatchPlan(4)
-    stream = load_batches(dataset, order, plan, assemble, start_step=0, stop_step=10**6, num_workers=2)
+    stream = load_batches(dataset, order, plan, assemble, numbers=range(10**6), num_workers=2)
     next(stream), next(stream)
     time.sleep(600)
 """
@@ -256,8 +254,6 @@ def is_running(pid: int) -> bool:
 
 def test_a_loader_may_be_left_in_the_middle(tiles_root):
     dataset = Pathology(tiles_root)
-    stream = load_batches(
-        dataset, SampleOrder(23, 0), BatchPlan(4), assemble, start_step=0, stop_step=10**6, num_workers=1
-    )
+    stream = load_batches(dataset, SampleOrder(23, 0), BatchPlan(4), assemble, numbers=range(10**6), num_workers=1)
     next(stream)
     stream.close()

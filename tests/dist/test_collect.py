@@ -4,7 +4,6 @@ import torch.distributed as dist
 
 from pathfm.dist.collect import (
     agree_any,
-    average_over_ranks_,
     decided_by_first,
     gather_lists,
     gather_rows,
@@ -16,15 +15,8 @@ from tests.several_ranks import on_ranks
 
 def every_collective() -> dict:
     rank = dist.get_rank() if dist.is_initialized() else 0
-    mixed = [
-        torch.full((2, 2), float(rank)),
-        torch.full((3,), rank + 1.0, dtype=torch.bfloat16),
-        torch.tensor(4.0 * rank),
-    ]
-    average_over_ranks_(mixed)
     return {
         "sum": sum_over_ranks(torch.tensor([1.0, float(rank)])).tolist(),
-        "mean": [tensor.float().flatten().tolist() for tensor in mixed],
         "any": (agree_any(rank == 1), agree_any(False)),
         "first": decided_by_first(lambda: f"rank {rank} decided"),
         "lists": gather_lists(["a"] * rank + ["b"]),
@@ -40,13 +32,12 @@ def refuse() -> str:
     return "refused"
 
 
-def test_two_ranks_sum_average_agree_and_gather():
+def test_two_ranks_sum_agree_and_gather():
     assert (
         on_ranks(2, every_collective)
         == [
             {
                 "sum": [2.0, 1.0],
-                "mean": [[0.5] * 4, [1.5] * 3, [2.0]],
                 "any": (True, False),
                 "first": "rank 0 decided",
                 "lists": ["b", "a", "b"],
@@ -59,7 +50,6 @@ def test_two_ranks_sum_average_agree_and_gather():
 def test_one_process_alone_gets_its_input_back():
     assert every_collective() == {
         "sum": [1.0, 0.0],
-        "mean": [[0.0] * 4, [1.0] * 3, [0.0]],
         "any": (False, False),
         "first": "rank 0 decided",
         "lists": ["b"],

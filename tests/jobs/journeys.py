@@ -11,6 +11,7 @@ from typing import Any
 import cv2
 import torch
 
+from pathfm.checkpoint.reading import read_tensors
 from pathfm.data.pack import PackRequest, pack
 from pathfm.jobs.synthetic_tissue import draw_tile
 
@@ -62,9 +63,7 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 
 def weights(run: Path, step: int) -> dict[str, torch.Tensor]:
     """Everything that the checkpoint of a step holds."""
-    from safetensors.torch import load_file
-
-    return load_file(run / "checkpoints" / f"step_{step:08d}" / "state.safetensors")
+    return read_tensors(run / "checkpoints" / f"step_{step:08d}")
 
 
 def assert_same_run(one: Path, other: Path, step: int) -> None:

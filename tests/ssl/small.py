@@ -98,3 +98,15 @@ def shares_of(batch: Batch, num_ranks: int) -> list[Batch]:
         )
         shares.append(with_masks(part, of_rank(batch.masks)))
     return shares
+
+
+def spread_out(method: DINOv2) -> None:
+    """Weights for which features differ clearly: near zero they almost coincide, and rounding would decide who is
+    whose nearest neighbour."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for network in (method.student, method.teacher):
+            generator.manual_seed(5)
+            for parameter in network.parameters():
+                if parameter.ndim > 1 and parameter.shape[-1] > 1:
+                    parameter.normal_(0, 0.2, generator=generator)

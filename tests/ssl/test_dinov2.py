@@ -154,11 +154,11 @@ def test_the_teacher_follows_the_student_and_is_never_in_training_mode() -> None
     assert method.student.training
     assert not any(module.training for module in method.teacher.modules())
     assert not any(parameter.requires_grad for parameter in method.teacher.parameters())
-    before = method.teacher["backbone"].norm.weight.clone()
+    before = method.teacher.backbone.norm.weight.clone()
     with torch.no_grad():
-        method.student["backbone"].norm.weight += 1
+        method.student.backbone.norm.weight += 1
     method.update_teacher(0.75)
-    torch.testing.assert_close(method.teacher["backbone"].norm.weight, before + 0.25)
+    torch.testing.assert_close(method.teacher.backbone.norm.weight, before + 0.25)
 
 
 def test_training_works_without_local_crops() -> None:

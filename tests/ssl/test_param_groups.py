@@ -48,7 +48,7 @@ def test_schedules_are_multiplied_by_each_groups_factors(method: DINOv2) -> None
     values = StepValues(lr=2.0, last_layer_lr=0.0, weight_decay=0.4, momentum=0.99, teacher_temp=0.07)
     apply_schedule(optimizer, values)
     of = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
-    backbone, head = method.student["backbone"], method.student["dino_head"]
+    backbone, head = method.student.backbone, method.student.dino_head
     assert of[backbone.patch_embed.proj.weight]["lr"] == pytest.approx(2.0 * 0.9**3 * 0.2)
     assert of[backbone.patch_embed.proj.weight]["weight_decay"] == 0.4
     assert of[backbone.blocks[1].norm1.weight]["lr"] == pytest.approx(2.0 * 0.9)
@@ -58,13 +58,13 @@ def test_schedules_are_multiplied_by_each_groups_factors(method: DINOv2) -> None
 
 
 def test_a_parameter_that_is_not_trained_is_in_no_group(method: DINOv2) -> None:
-    frozen = method.student["dino_head"].last_layer.weight_g.requires_grad_(False)
+    frozen = method.student.dino_head.last_layer.weight_g.requires_grad_(False)
     groups = parameter_groups(method.student, **DECAY)
     assert not any(parameter is frozen for group in groups for parameter in group["params"])
 
 
 def test_a_parameter_of_unknown_place_is_refused(method: DINOv2) -> None:
-    method.student["adapter"] = nn.Linear(2, 2)
+    method.student.adapter = nn.Linear(2, 2)
     with pytest.raises(ValueError, match=r"parameter 'adapter\.weight'"):
         rules(method.student, **DECAY)
 

@@ -1,0 +1,104 @@
+"""A network made ready for several ranks, in one place and one order: recompute, compile, shard.
+
+Everything is FSDP2's `fully_shard` over a mesh of copies x shards: `ddp` is one shard, `fsdp` one copy. So weights,
+gradients and moments are the same kind of tensor everywhere, and gradients are added up in an order that does not
+depend on when they came: DistributedDataParallel regroups them after its first step, and a run that was resumed would
+differ from one that was left alone in the last bit.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
+
+from pathfm.parallel.config import ParallelConfig
+
+_KEPT = (  # operations whose results selective recomputation keeps, because they take most of the time
+    "mm",
+    "addmm",
+    "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_flash_attention_for_cpu",
+    "_scaled_dot_product_efficient_attention",
+    "_scaled_dot_product_cudnn_attention",
+    "_efficient_attention_forward",
+    "_flash_attention_forward",
+)
+
+
+def mesh_of(world_size: int, shards: int, device: torch.device) -> DeviceMesh | None:
+    """Ranks as copies x shards (or shards alone); None for a process that is alone. All ranks call this together."""
+    if world_size == 1:
+        return None
+    if shards == world_size:
+        return init_device_mesh(device.type, (world_size,), mesh_dim_names=("shards",))
+    return init_device_mesh(device.type, (world_size // shards, shards), mesh_dim_names=("copies", "shards"))
+
+
+def parallelise(
+    network: nn.Module,
+    blocks: Sequence[nn.Module],
+    config: ParallelConfig,
+    mesh: DeviceMesh | None,
+    dtype: torch.dtype,
+    *,
+    trained: bool,
+) -> None:
+    """Change `network` in place; the names of its parameters stay. All ranks call this together.
+
+    `blocks`: its repeated parts, each gathered, recomputed and compiled by itself; then come its direct children.
+    `dtype`: what the blocks compute in, and so what their gathered weights are. `trained=False`: the teacher, which
+    only goes forward. Its weights are let go after every forward: gathered ones would miss the next moving average.
+    """
+    for number, block in enumerate(blocks):
+        if trained and config.recompute != "none" and number % config.recompute_every == 0:
+            _recompute(block, selective=config.recompute == "selective")
+        if config.compile:
+            _replace_forward(block, torch.compile(block.forward))
+    if mesh is not None:
+        _shard(network, blocks, mesh, dtype, reshard=config.reshard_after_forward or not trained)
+
+
+def finish_gradients(network: nn.Module, *, is_last_part: bool) -> None:
+    """Before the backward pass of one part of a batch: the copies add their gradients up once, with the last part.
+
+    Shards add theirs up with every part: a whole gradient on every rank is what sharding is to avoid.
+    """
+    if isinstance(network, FSDPModule):
+        network.set_requires_all_reduce(is_last_part)
+
+
+def _recompute(block: nn.Module, *, selective: bool) -> None:
+    settings: dict[str, Any] = {"use_reentrant": False}
+    if selective:
+        kept = [getattr(torch.ops.aten, name).default for name in _KEPT if hasattr(torch.ops.aten, name)]
+        settings["context_fn"] = partial(create_selective_checkpoint_contexts, kept)
+    _replace_forward(block, partial(checkpoint, block.forward, **settings))
+
+
+def _replace_forward(block: nn.Module, forward: Callable[..., Any]) -> None:
+    """Below the hooks that gather the weights, and without a wrapper that would rename the parameters."""
+    block.forward = forward
+
+
+def _shard(
+    network: nn.Module, blocks: Sequence[nn.Module], mesh: DeviceMesh, dtype: torch.dtype, reshard: bool
+) -> None:
+    # It warns of in-place changes of what a module returns, of which there are none here.
+    warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module .* returned a view tensor")
+    # One shard: nothing is gathered, so a copy in another precision would only cost.
+    is_gathered = mesh.shape[-1] > 1 and dtype != torch.float32
+    low = dtype if is_gathered else None
+    in_blocks = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    # Tokens, positions, patches and the last norm stay in fp32: the sum that runs through the blocks is made of them.
+    elsewhere = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for block in blocks:
+        fully_shard(block, mesh=mesh, reshard_after_forward=reshard, mp_policy=in_blocks)
+    for child in network.children():
+        fully_shard(child, mesh=mesh, reshard_after_forward=reshard, mp_policy=elsewhere)
+    fully_shard(network, mesh=mesh, reshard_after_forward=reshard, mp_policy=elsewhere)
