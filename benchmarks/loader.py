@@ -306,9 +306,7 @@ def whole_loader(dataset: Dataset, rounds: int) -> str:
 
 def our_loader(dataset: Dataset, workers: int) -> Iterator:
     order = SampleOrder(len(dataset), SEED)
-    return load_batches(
-        dataset, order, BatchPlan(BATCH), assembler(), numbers=range(LOADER_STEPS), num_workers=workers
-    )
+    return load_batches(dataset, order, BatchPlan(BATCH), assembler(), numbers=range(LOADER_STEPS), num_workers=workers)
 
 
 def pillow_loader(dataset: Dataset, rows: Sequence[int], workers: int) -> Iterator:

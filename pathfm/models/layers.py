@@ -35,6 +35,18 @@ class PatchEmbed(nn.Module):
         return self.proj(images).flatten(2).transpose(1, 2)
 
 
+class Norm(nn.LayerNorm):
+    """Layer norm in fp32, also when its weights come gathered in half precision."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, eps=NORM_EPS)
+
+    def forward(self, tokens: Float[Tensor, "T D"]) -> Float[Tensor, "T D"]:
+        return functional.layer_norm(
+            tokens.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps
+        )
+
+
 class Attention(nn.Module):
     """Multi-head self-attention within every crop."""
 
@@ -107,10 +119,10 @@ class Block(nn.Module):
         super().__init__()
         feed_forward = Mlp if ffn_layer == "mlp" else SwiGLU
         self.drop_path_rate = drop_path_rate
-        self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.norm1 = Norm(width)
         self.attn = Attention(width, num_heads, qkv_bias=qkv_bias, proj_bias=proj_bias)
         self.ls1 = LayerScale(width, layerscale) if layerscale else nn.Identity()
-        self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.norm2 = Norm(width)
         self.mlp = feed_forward(width, int(width * mlp_ratio), ffn_bias)
         self.ls2 = LayerScale(width, layerscale) if layerscale else nn.Identity()
 

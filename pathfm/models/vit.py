@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pathfm.models.attention import Backend, Layout, choose_backend, token_slices
 from pathfm.models.config import AttentionChoice, FeedForward
-from pathfm.models.layers import NORM_EPS, Block, LayerScale, PatchEmbed
+from pathfm.models.layers import Block, LayerScale, Norm, PatchEmbed
 from pathfm.models.position import resized_positions
 
 
@@ -79,7 +79,7 @@ class ViT(nn.Module):
             )
             for rate in drop_path_rates
         )
-        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
+        self.norm = Norm(width)
         self.initialise()
 
     @torch.no_grad()

@@ -327,7 +327,7 @@ def test_a_rank_that_has_ended_as_it_should_is_missed_by_nobody(ranks):
 def stop_first_as_rank_0(watch: Watch, rank: int, folder: Path) -> None:
     wait_for(folder / f"go_{rank}")
     if rank == 1:
-        time.sleep(1.5 * UNASKED.lost_after_s)
+        time.sleep(seconds)
         print(f"heard: {watch.who_is_lost(within_s=1.5)}", flush=True)
     watch.stop()
 
@@ -348,10 +348,10 @@ def live_until_told(watch: Watch, rank: int, folder: Path) -> None:
 
 def test_after_a_job_was_suspended_nobody_is_missed(ranks):
     ranks.start(2, live_until_told, UNASKED)
-    for number in (signal.SIGSTOP, signal.SIGCONT):
+    for number, seconds in ((signal.SIGSTOP, 1.5 * UNASKED.lost_after_s), (signal.SIGCONT, 1.0)):
         ranks.send(number, 1)
         ranks.send(number, 0)
-        time.sleep(1.5 * UNASKED.lost_after_s)
+        time.sleep(seconds)
     ranks.tell(0, 1)
     assert (ranks.join(0), ranks.join(1)) == (0, 0)
 

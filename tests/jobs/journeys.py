@@ -2,9 +2,11 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,61 @@ def train(recipe: Path, data: Path, run: Path, *overrides: str, launcher: Sequen
     """Run to the end of the process."""
     words = command(recipe, data, run, *overrides, launcher=launcher)
     return subprocess.run(words, capture_output=True, text=True, env=environment(), timeout=300)
+
+
+class RankProcesses:
+    """A run on several ranks of this machine, each a process that was started by itself, as srun does."""
+
+    def __init__(self, recipe: Path, data: Path, run: Path, number: int, *overrides: str) -> None:
+        run.mkdir(parents=True, exist_ok=True)
+        self.log = run / "log.txt"
+        words = command(recipe, data, run, *overrides)
+        port = str(_free_port())
+        with self.log.open("w") as log:
+            self.processes = [
+                subprocess.Popen(words, env=_rank_environment(rank, number, port), stdout=log, stderr=log)
+                for rank in range(number)
+            ]
+
+    def wait(self, seconds: float = 240) -> list[int]:
+        """The exit status of every rank."""
+        try:
+            return [process.wait(timeout=seconds) for process in self.processes]
+        finally:
+            for process in self.processes:
+                process.kill()
+
+    def said(self) -> str:
+        return self.log.read_text()
+
+
+def _rank_environment(rank: int, number: int, port: str) -> dict[str, str]:
+    ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(number), "LOCAL_WORLD_SIZE": str(number)}
+    return {**environment(), **ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until(is_so: Callable[[], object], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline, "it did not come to pass in time"
+        time.sleep(0.005)
+
+
+def newest_checkpoint(run: Path) -> int:
+    steps = [int(path.name[5:]) for path in (run / "checkpoints").glob("step_????????")]
+    return max(steps, default=0)
+
+
+def segments(run: Path) -> int:
+    """How often training has begun in this run."""
+    path = run / "provenance.json"
+    return len(json.loads(path.read_text())) if path.exists() else 0
 
 
 def environment() -> dict[str, str]:

@@ -16,7 +16,19 @@ import torch
 
 from pathfm.errors import exit_status
 from pathfm.jobs.pretrain import main
-from tests.jobs.journeys import TINY, assert_same_run, command, environment, make_tiles, metrics, train, weights
+from tests.jobs.journeys import (
+    TINY,
+    assert_same_run,
+    command,
+    environment,
+    make_tiles,
+    metrics,
+    newest_checkpoint,
+    segments,
+    train,
+    wait_until,
+    weights,
+)
 
 STEPS = 16
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
@@ -102,24 +114,6 @@ def kill_until_finished(recipe: Path, data: Path, run: Path, seed: int) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def wait_until(is_so, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < deadline, "it did not come to pass in time"
-        time.sleep(0.005)
-
-
-def newest_checkpoint(run: Path) -> int:
-    steps = [int(path.name[5:]) for path in (run / "checkpoints").glob("step_????????")]
-    return max(steps, default=0)
-
-
-def segments(run: Path) -> int:
-    """How often training has begun in this run."""
-    path = run / "provenance.json"
-    return len(json.loads(path.read_text())) if path.exists() else 0
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
 def test_a_signal_to_every_process_leaves_a_checkpoint_of_its_step(recipe, data, undisturbed, place, number):
     run = place / f"signal_{number}"
@@ -188,7 +182,7 @@ def test_a_disk_that_is_full_costs_nothing_that_was_there(recipe, data, undistur
 
 
 def state_file(run: Path) -> Path:
-    return run / "checkpoints" / f"step_{STEPS:08d}" / "state.safetensors"
+    return run / "checkpoints" / f"step_{STEPS:08d}" / "__0_0.distcp"
 
 
 @pytest.fixture(scope="module")

@@ -1,17 +1,21 @@
 import json
 
 from pathfm.batch import Skipped
-from pathfm.jobs.run_reports import quarantine_of, quarantine_table
+from pathfm.jobs.run_reports import Quarantine, quarantine_table
 from pathfm.lifecycle.run import Run
 
 
 def test_every_undecodable_sample_is_written_once_also_files_of_one_name(tmp_path):
-    first = quarantine_of(Run(tmp_path), 0)
-    first(3, Skipped(17, 5, "brca", "tile.png", "cut"))
-    first(6, Skipped(40, 905, "luad", "tile.png", "empty"))
-    first(9, Skipped(70, 5, "brca", "tile.png", "cut"))
-    resumed = quarantine_of(Run(tmp_path), 3)  # the line of step 6 is forgotten, as the steps since 3 come again
-    resumed(6, Skipped(40, 905, "luad", "tile.png", "empty"))
+    first = Quarantine(Run(tmp_path), 0, first=True)
+    first.add(3, Skipped(17, 5, "brca", "tile.png", "cut"))
+    first.add(6, Skipped(40, 905, "luad", "tile.png", "empty"))
+    first.add(9, Skipped(70, 5, "brca", "tile.png", "cut"))
+    resumed = Quarantine(Run(tmp_path), 3, first=True)  # the line of step 6 is forgotten, as the steps come again
+    for _ in range(2):
+        resumed.add(6, Skipped(40, 905, "luad", "tile.png", "empty"))
+        resumed.go_back(3)
+    resumed.add(6, Skipped(40, 905, "luad", "tile.png", "empty"))
+    Quarantine(Run(tmp_path), 0, first=False).add(6, Skipped(1, 1, "luad", "of another rank.png", "empty"))
     lines = [json.loads(line) for line in Run(tmp_path).quarantine.read_text().splitlines()]
     assert lines == [
         {"step": 3, "position": 17, "sample": 5, "cohort": "brca", "file": "tile.png", "reason": "cut"},

@@ -9,7 +9,8 @@ import yaml
 
 from pathfm.config import Layer, build
 from pathfm.data.datasets import open_dataset
-from pathfm.dist.env import Ranks
+from pathfm.dist.env import ALONE, Ranks
+from pathfm.dist.groups import joined
 from pathfm.errors import UserError
 from pathfm.jobs import training_data as training_data_module
 from pathfm.jobs.pretrain import pretrain
@@ -97,7 +98,8 @@ def test_a_run_trains_on_crops_that_its_device_makes(tiles, tmp_path, monkeypatc
     settings = {"train": {"dataset_path": f"Pathology:root={tiles}"}, "optim": {"total_steps": 3}}
     recipe = build(Recipe, [Layer("tiny", yaml.safe_load(TINY)), Layer("the test", settings)])
     with ExitStack() as stack:
-        assert pretrain(recipe, claim_run(stack, tmp_path / "run", begin_anew=False), Ranks(), CPU) == 0
+        team = stack.enter_context(joined(ALONE, CPU, stall_after_s=300, lost_after_s=60))
+        assert pretrain(recipe, claim_run(stack, tmp_path / "run", begin_anew=False), team) == 0
     (line,) = metrics(tmp_path / "run")
     assert (line["step"], line["steps_skipped"]) == (3, 0)
     assert math.isfinite(line["total_loss"])
