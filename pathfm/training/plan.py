@@ -41,7 +41,12 @@ def plan_training(
     """
     batch = global_batch_size(train, world_size)
     if batch % world_size:
-        raise UserError(f"a global batch of {batch} cannot be shared equally by {world_size} ranks")
+        fitting = [str(ranks) for ranks in range(1, batch + 1) if batch % ranks == 0]
+        several = f"{', '.join(fitting[:-1])} or {fitting[-1]}" if len(fitting) > 1 else fitting[0]
+        raise UserError(
+            f"a global batch of {batch} cannot be shared equally by {world_size} ranks; a run keeps the batch that it "
+            f"was begun with, so take {several} ranks"
+        )
     if epoch_size is not None and batch > epoch_size:
         raise UserError(
             f"the global batch of {batch} is larger than an epoch of {epoch_size} samples; "
