@@ -15,6 +15,7 @@ VERBS = {
     "config": "print the resolved recipe",
     "schedule": "print and draw all schedules of a recipe",
     "train": "train on this machine (the ancestors' -m pathfm.train)",
+    "checkpoints": "list and verify the checkpoints of a run",
     "submit": "submit a run to Slurm, or run it here (launchers/pretrain.py)",
     "demo-tiles": "real H&E tiles to try everything on",
 }

@@ -6,12 +6,15 @@ from dataclasses import replace
 from os.path import expanduser
 from pathlib import Path
 
+from pathfm.config import build, read_layer
 from pathfm.data.strings import parse_dataset_string
 from pathfm.errors import UserError
 from pathfm.jobs.training_set import open_training_set, order_of
 from pathfm.launch.container import host_path
 from pathfm.launch.profile import Container
+from pathfm.parallel.config import shard_size
 from pathfm.recipe import Recipe
+from pathfm.training.config import TrainConfig
 from pathfm.training.plan import plan_training
 
 _FOLDER_KEYS = ("root", "extra")  # of a data set string
@@ -28,10 +31,19 @@ def problems_of_run(recipe: Recipe, run_dir: Path, ranks: int, container: Contai
     try:
         text = _on_host(recipe.train.dataset_path, container or Container())
         order = order_of(recipe.train, open_training_set(text, recipe.method))
-        if not (run_dir / "recipe.yaml").exists():  # a run that goes on keeps the batch of its first start
-            plan_training(recipe.train, recipe.optim, recipe.teacher, recipe.dino, ranks, order.epoch_size)
+        train = _train_as_begun(recipe, run_dir)
+        plan_training(train, recipe.optim, recipe.teacher, recipe.dino, ranks, order.epoch_size)
+        shard_size(recipe.parallel, ranks, ranks)
     except UserError as error:
         yield str(error)
+
+
+def _train_as_begun(recipe: Recipe, run_dir: Path) -> TrainConfig:
+    """A run that goes on keeps the batch of its first start, whatever ranks it is given now."""
+    if not (run_dir / "recipe.yaml").exists():
+        return recipe.train
+    begun = build(Recipe, [read_layer(run_dir / "recipe.yaml")]).train.global_batch_size
+    return recipe.train.model_copy(update={"global_batch_size": recipe.train.global_batch_size or begun})
 
 
 def problems_of_container(container: Container) -> Iterator[str]:
