@@ -1,5 +1,6 @@
 """What a checkpoint says about itself: the list of all that it must hold, without which it does not exist."""
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -8,11 +9,11 @@ from typing import Any
 
 from torch import Tensor
 
-from pathfm.files import sha256, write_json
+from pathfm.files import checksum, write_json
 
 _FORMAT = 2  # 1 was one safetensors file, written by one process
 MANIFEST = "manifest.json"
-FileFacts = dict[str, Any]  # bytes and sha256
+FileFacts = dict[str, Any]  # bytes and xxh3_128
 KeyFacts = list[Any]  # dtype and shape
 
 
@@ -36,7 +37,8 @@ class Manifest:
         return sum(facts["bytes"] for facts in self.files.values())
 
     def write(self, folder: Path) -> None:
-        write_json(folder / MANIFEST, {"format": _FORMAT, **asdict(self)})
+        facts = asdict(self)
+        write_json(folder / MANIFEST, {"format": _FORMAT, "checksum": _checksum(facts), **facts})
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -49,14 +51,18 @@ def read_manifest(folder: Path) -> Manifest:
         raise DamagedCheckpoint(f"{MANIFEST} is not readable: {error}") from error
     if not isinstance(facts, dict) or facts.pop("format", None) != _FORMAT:
         raise DamagedCheckpoint(f"{MANIFEST} is of another format than {_FORMAT}")
-    try:
-        return Manifest(**facts)
-    except TypeError as error:
-        raise DamagedCheckpoint(f"{MANIFEST} does not hold what it should ({error})") from error
+    if facts.pop("checksum", None) != _checksum(facts):
+        raise DamagedCheckpoint(f"{MANIFEST} differs from its checksum")
+    return Manifest(**facts)
+
+
+def _checksum(facts: Mapping[str, Any]) -> str:
+    """Of what it says, however it is laid out."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def facts_of(file: Path) -> FileFacts:
-    return {"bytes": file.stat().st_size, "sha256": sha256(file)}
+    return {"bytes": file.stat().st_size, "xxh3_128": checksum(file)}
 
 
 def damages(folder: Path, manifest: Manifest, rank: int = 0, world_size: int = 1) -> Iterator[str]:
@@ -66,7 +72,7 @@ def damages(folder: Path, manifest: Manifest, rank: int = 0, world_size: int = 1
         try:
             if (size := file.stat().st_size) != facts["bytes"]:
                 yield f"{name} has {size:,} bytes, its manifest says {facts['bytes']:,}"
-            elif sha256(file) != facts["sha256"]:
+            elif checksum(file) != facts["xxh3_128"]:
                 yield f"{name} differs from its checksum"
         except FileNotFoundError:
             yield f"{name} is missing"

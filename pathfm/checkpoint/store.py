@@ -70,11 +70,9 @@ class Store:
 
     def drop_old(self) -> None:
         """Delete the checkpoints that need not stay. Raises `OSError`."""
-        staying = self._staying()
-        for path in self.paths():
-            if path not in staying:  # renamed first: half a checkpoint must not bear a published name
-                path = path.rename(aside_of(path))
-                shutil.rmtree(path)
+        for path in [path for path in self.paths() if not self.why_it_stays(path)]:
+            unnamed = path.rename(aside_of(path))  # first: half a checkpoint must not bear a published name
+            shutil.rmtree(unnamed)
 
     def why_it_stays(self, path: Path) -> list[str]:
         """In words, for people; empty when the next checkpoint makes it go."""
@@ -85,12 +83,9 @@ class Store:
             reasons.append(f"every {self.config.keep_every_steps} steps")
         if step_of(path) == self.best_step():
             reasons.append("best")
+        if not reasons and path == next(filter(is_good, reversed(self.paths())), None):
+            reasons.append("what a run goes back to after an accident")
         return reasons
-
-    def _staying(self) -> set[Path]:
-        staying = {path for path in self.paths() if self.why_it_stays(path)}
-        newest_good = next((path for path in reversed(self.paths()) if is_good(path)), None)
-        return staying | ({newest_good} if newest_good else set())  # what a run goes back to after an accident
 
 
 def step_of(path: Path) -> int:

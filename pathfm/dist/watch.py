@@ -288,7 +288,6 @@ class Watch:
         is_over = False
         while not is_over:
             try:
-                self._stacks.expect_life_within(self._settings.stall_after_s)
                 self._look_for_losses()
                 self._look_for_stalls()
             except Exception as error:  # a full disk, say: training goes on, and so does the watch
@@ -456,19 +455,16 @@ class _Stacks:
         self.folder = folder
 
     def write(self, heading: str) -> None:
+        """By this thread of Python, which holds the interpreter meanwhile. Not by `dump_traceback_later`: it looks at
+        the stacks of threads that run, and brought a process down that had been suspended and went on.
+        """
         if self._file is not None:
             print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {heading}", file=self._file, flush=True)
             faulthandler.dump_traceback(self._file, all_threads=True)
 
-    def expect_life_within(self, seconds: float) -> None:
-        """If no thread of Python gets to say this again in time, as one keeps the interpreter, C writes the stacks."""
-        if self._file is not None:
-            faulthandler.dump_traceback_later(seconds, file=self._file)
-
     def close(self) -> None:
         file, self._file = self._file, None
         if file is not None:
-            faulthandler.cancel_dump_traceback_later()
             if os.fstat(file.fileno()).st_size == 0:
                 Path(file.name).unlink(missing_ok=True)
             file.close()

@@ -107,6 +107,7 @@ class Loop:
             if self._is_due(self._steps_between_saves()) or heard.save_again:
                 self.save()
             if (every := self.checkpoint.export_every_steps) and self.state.step % every == 0:
+                self.around.saver.wait()  # it writes without the checksums that others expect in an export
                 self.around.export(self.state.step)
             self._judge_samples(heard.corrupt > 0)
             if heard.told_ms and self.state.step < self.plan.total_steps:

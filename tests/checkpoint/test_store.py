@@ -66,6 +66,12 @@ def flip_a_byte(path: Path):
     file.write_bytes(bytes(data))
 
 
+def change(file: Path, old: str, new: str):
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
+
+
 DAMAGES = {
     "__0_0.distcp differs from its checksum": flip_a_byte,
     "__0_0.distcp has 20 bytes": lambda path: os.truncate(path / "__0_0.distcp", 20),
@@ -74,7 +80,7 @@ DAMAGES = {
     "manifest.json is missing": lambda path: (path / "manifest.json").unlink(),
     "manifest.json is not readable": lambda path: (path / "manifest.json").write_text('{"format"'),
     "manifest.json is of another format": lambda path: (path / "manifest.json").write_text('{"format": 99}'),
-    "manifest.json does not hold": lambda path: (path / "manifest.json").write_text('{"format": 2, "step": 2}'),
+    "manifest.json differs from its checksum": lambda path: change(path / "manifest.json", '"step": 2', '"step": 6'),
 }
 
 
@@ -168,6 +174,7 @@ def test_the_last_checkpoint_before_an_accident_stays(tmp_path):
     checkpoints = store(tmp_path, keep_last=2)
     save(checkpoints, 1, 2)
     save(checkpoints, 3, 4, 5, is_good=False)
+    assert checkpoints.why_it_stays(checkpoints.path_of(2)) == ["what a run goes back to after an accident"]
     assert names(checkpoints) == [f"step_{step:08d}" for step in (2, 4, 5)]
 
 
