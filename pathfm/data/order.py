@@ -80,7 +80,18 @@ BatchRange = tuple[int, int]  # the first batch, and the one behind the last
 def batch_of_step(step: int, passed_over: Iterable[BatchRange]) -> int:
     """Which batch of the order an optimiser step (from 0) takes, when these ranges of batches are left out."""
     batch = step
-    for first, behind in sorted(passed_over):  # ranges do not overlap
+    for first, behind in merged(passed_over):
         if first <= batch:
             batch += behind - first
     return batch
+
+
+def merged(ranges: Iterable[BatchRange]) -> list[BatchRange]:
+    """The same batches in ranges that are sorted and do not touch."""
+    apart: list[BatchRange] = []
+    for first, behind in sorted(ranges):
+        if apart and first <= apart[-1][1]:
+            apart[-1] = (apart[-1][0], max(behind, apart[-1][1]))
+        else:
+            apart.append((first, behind))
+    return apart

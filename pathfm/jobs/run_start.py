@@ -15,7 +15,7 @@ from pathfm.checkpoint.reading import load_into
 from pathfm.checkpoint.store import Store, is_good, step_of
 from pathfm.config import build, read_layer, to_yaml
 from pathfm.data.datasets import Dataset
-from pathfm.data.order import batch_of_step
+from pathfm.data.order import batch_of_step, merged
 from pathfm.dist.collect import decided_by_first
 from pathfm.dist.env import Ranks
 from pathfm.errors import UserError, listed
@@ -148,28 +148,28 @@ def go_back(loop: Loop, run: Run, files_of: Callable[[int], list[str]]) -> None:
     left out. Raises `NotFinite` when that did not help either, or there is no such checkpoint.
     """
     state, saver = loop.state, loop.around.saver
-    (first_bad, behind), left_out, failed_at = loop.bad_batches, state.passed_over, state.step
-    begun = failed_at - state.accidents_in_a_row
+    bad, left_out, times_gone_back = loop.bad_steps, state.passed_over, state.times_gone_back
+    first_bad, behind = loop.batches_of(bad)
     saver.wait()
-    target = decided_by_first(lambda: _last_good(saver.store, begun))
+    target = decided_by_first(lambda: _last_good(saver.store, bad.start))
     if target is None or _take_up_newest(state, saver.store, loop.ranks, [target]) is None:
-        raise NotFinite(_not_finite(run, begun, failed_at, "there is no good checkpoint before them"))
-    times_before = len(left_out) - len(state.passed_over)
+        raise NotFinite(_not_finite(run, bad, "there is no good checkpoint before them"))
+    times_before = times_gone_back - state.times_gone_back  # to this checkpoint
     if times_before >= loop.optim.max_roll_backs:
-        raise NotFinite(
-            _not_finite(run, begun, failed_at, f"the run went back to step {state.step} {times_before} times")
-        )
+        again = f"so they were after the run had gone back to step {state.step} {times_before} times"
+        raise NotFinite(_not_finite(run, bad, again))
     start = first_bad if times_before == 0 else batch_of_step(state.step, left_out)
-    state.passed_over = [*left_out, (start, behind)]
+    state.passed_over = merged([*left_out, (start, behind)])
+    state.times_gone_back = times_gone_back + 1
     _log.warning(
         "steps %d to %d had no finite loss or gradient: the run goes back to step %d and leaves out the %d batches of "
         "samples that it met there; see %s",
-        begun, failed_at - 1, state.step, behind - start, run.accidents,
+        bad.start, bad.stop - 1, state.step, behind - start, run.accidents,
     )  # fmt: skip
     if loop.ranks.is_first:
         batches = {str(batch): files_of(batch) for batch in range(start, behind)}
-        facts = {"failed_steps": [begun, failed_at - 1], "back_to_step": state.step, "batches_left_out": batches}
-        write_evidence(run.accidents / f"went_back_from_step_{failed_at:08d}.json", facts)
+        facts = {"failed_steps": list(bad), "back_to_step": state.step, "batches_left_out": batches}
+        write_evidence(run.accidents / f"went_back_from_step_{bad.stop:08d}.json", facts)
 
 
 def _last_good(store: Store, at_most: int) -> Path | None:
@@ -177,9 +177,9 @@ def _last_good(store: Store, at_most: int) -> Path | None:
     return next((path for path in reversed(store.paths()) if step_of(path) <= at_most and is_good(path)), None)
 
 
-def _not_finite(run: Run, begun: int, failed_at: int, why: str) -> str:
+def _not_finite(run: Run, bad: range, why: str) -> str:
     return (
-        f"the loss or gradient was not finite for {failed_at - begun} steps in a row, from step {begun} on, and {why}; "
+        f"the loss or gradient was not finite for {len(bad)} steps in a row, from step {bad.start} on, and {why}; "
         f"the samples and losses are in {run.accidents}, the checkpoints are as they were. "
         "Begin another run with a lower optim.base_lr or train.precision=fp32"
     )

@@ -99,12 +99,13 @@ class Loop:
         self._judge_samples()  # a run that its data stopped stops again, unless the policy is another now
         for parts in self._watch.waiting(_in_steps(self._told(batches), self.plan.parts)):
             self._step(parts)
-            if self._is_due(self.train.log_every_steps):
-                self._report()
-                if self.state.accidents_in_a_row >= self.optim.max_skipped_steps:
-                    return "accident"
             heard = self._exchange()
-            if self._is_due(self._steps_between_saves()) or heard.save_again:
+            report, save = self._is_due(self.train.log_every_steps), self._is_due(self._steps_between_saves())
+            if (report or save or heard != Notes()) and self._comes_to_an_accident():
+                return "accident"
+            if report:
+                self._report()
+            if save or heard.save_again:
                 self.save()
             if (every := self.checkpoint.export_every_steps) and self.state.step % every == 0:
                 self.around.saver.wait()  # it writes without the checksums that others expect in an export
@@ -121,7 +122,7 @@ class Loop:
         self._quarantine()  # so that the count in the checkpoint is that of its own step
         values = self.state.values()
         self.around.report.flush()
-        is_good = not self.state.accidents_in_a_row and not any(values["meter"].get("accident", ()))
+        is_good = self.state.accidents_in_a_row == 0
         stalled = self.around.saver.start(Snapshot(self.state.step, self.state.tensors(), values, is_good))
         if not self.checkpoint.in_background:
             started = time.perf_counter()
@@ -134,10 +135,12 @@ class Loop:
         return self._saves_failed > 0
 
     @property
-    def bad_batches(self) -> BatchRange:
-        """Of the steps in a row without a finite loss, up to now."""
-        step = self.state.step
-        return self._batch_of(step - self.state.accidents_in_a_row), self._batch_of(step - 1) + 1
+    def bad_steps(self) -> range:
+        """After an accident: those in a row without a finite loss."""
+        return range(self.state.steps_judged - self.state.accidents_in_a_row, self.state.steps_judged)
+
+    def batches_of(self, steps: range) -> BatchRange:
+        return self._batch_of(steps.start), self._batch_of(steps.stop - 1) + 1
 
     def _step(self, parts: list[Batch]) -> None:
         self.around.doing(self.state.step, "step")
@@ -220,9 +223,7 @@ class Loop:
 
     def _report(self) -> None:
         self._quarantine()
-        series = self.state.meter.read()
-        self._look_for_accidents(series)
-        self.around.report.interval(self._line(series))
+        self.around.report.interval(self._line(self.state.meter.read()))
         self.state.meter.clear()
 
     def _line(self, series: dict[str, list[float]]) -> dict[str, Any]:
@@ -268,18 +269,29 @@ class Loop:
                 "or begin anew on mended data"
             )
 
-    def _look_for_accidents(self, series: dict[str, list[float]]) -> None:
-        """Every such step was already passed over on the device; here it is counted and written down."""
-        first = self.state.step - len(series["accident"])
-        for offset, accident in enumerate(series["accident"]):
-            self.state.accidents_in_a_row = self.state.accidents_in_a_row + 1 if accident else 0
-            if not accident:
+    def _comes_to_an_accident(self) -> bool:
+        """Judge the steps since this was last asked; True as soon as there are too many in a row.
+
+        Every such step was already passed over on the device; here it is counted and written down.
+        """
+        state, series = self.state, self.state.meter.read()
+        first = state.step - len(series["accident"])
+        while state.steps_judged < state.step:
+            offset = state.steps_judged - first
+            state.steps_judged += 1
+            if not series["accident"][offset]:
+                state.accidents_in_a_row = 0
                 continue
-            step = first + offset
-            of_ranks = gather_lists([self.state.meter.own(self.state.step - 1 - step)])
-            if self.ranks.is_first:
-                values = {name: column[offset] for name, column in series.items()}
-                self.around.accident(Accident(step, self._batch_of(step), values, of_ranks))
+            state.accidents_in_a_row += 1
+            self._write_down(first + offset, {name: column[offset] for name, column in series.items()})
+            if state.accidents_in_a_row >= self.optim.max_skipped_steps:
+                return True
+        return False
+
+    def _write_down(self, step: int, values: dict[str, float]) -> None:
+        of_ranks = gather_lists([self.state.meter.own(self.state.step - 1 - step)])
+        if self.ranks.is_first:
+            self.around.accident(Accident(step, self._batch_of(step), values, of_ranks))
 
     def _batch_of(self, step: int) -> int:
         return batch_of_step(step, self.state.passed_over)

@@ -25,8 +25,10 @@ class TrainingState:
         self.loss_scale = loss_scale
         self.step = 0  # optimiser steps done
         self.passed_over: list[BatchRange] = []  # batches that are left out, after an accident
+        self.times_gone_back = 0  # to a checkpoint, after an accident
         self.samples_skipped = 0
         self.accidents_in_a_row = 0  # steps without a finite loss or gradient
+        self.steps_judged = 0  # of which it is known whether they were accidents
         self.meter = Meter()
 
     def tensors(self) -> dict[str, Tensor]:
@@ -38,9 +40,14 @@ class TrainingState:
         }
 
     def values(self) -> dict[str, Any]:
-        """Everything else, as JSON knows it. All ranks call this together (the meter is read)."""
+        """Everything else, as JSON knows it. All ranks call this together (the meter is read).
+
+        Steps are judged before they are saved.
+        """
+        assert self.steps_judged == self.step, (self.steps_judged, self.step)
         return {
             "passed_over": [list(batches) for batches in self.passed_over],
+            "times_gone_back": self.times_gone_back,
             "samples_skipped": self.samples_skipped,
             "accidents_in_a_row": self.accidents_in_a_row,
             "meter": self.meter.state_dict(),
@@ -48,8 +55,9 @@ class TrainingState:
 
     def take_up(self, step: int, values: Mapping[str, Any]) -> None:
         """What belongs to the tensors, which were filled before."""
-        self.step = step
+        self.step = self.steps_judged = step
         self.passed_over = [(first, behind) for first, behind in values["passed_over"]]
+        self.times_gone_back = values["times_gone_back"]
         self.samples_skipped = values["samples_skipped"]
         self.accidents_in_a_row = values["accidents_in_a_row"]
         self.meter.load_state_dict(values["meter"])

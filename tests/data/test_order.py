@@ -1,9 +1,11 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pathfm.data.order import BatchPlan, SampleOrder
+from pathfm.data.order import BatchPlan, SampleOrder, batch_of_step, merged
 from pathfm.errors import UserError
 
 
@@ -74,6 +76,23 @@ def test_ranks_share_the_global_batch_in_order(rank_batch, world_size, step):
     batch = rank_batch * world_size
     shares = [BatchPlan(batch, rank, world_size).positions(step) for rank in range(world_size)]
     assert np.concatenate(shares).tolist() == list(range(step * batch, (step + 1) * batch))
+
+
+@given(rank_batch=st.integers(1, 4), parts=st.integers(1, 4), world_size=st.integers(1, 4), number=st.integers(0, 99))
+def test_the_parts_of_a_ranks_share_are_the_share_in_order(rank_batch, parts, world_size, number):
+    whole = BatchPlan(rank_batch * parts * world_size, world_size - 1, world_size)
+    in_parts = BatchPlan(whole.global_batch_size, whole.rank, world_size, parts)
+    joined = np.concatenate([in_parts.positions(number, part) for part in range(parts)])
+    assert joined.tolist() == whole.positions(number).tolist()
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(1, 6)), max_size=5))
+def test_steps_take_every_batch_that_is_not_left_out_in_order(ranges):
+    left_out = [(first, first + length) for first, length in ranges]
+    expected = [batch for batch in range(80) if not any(first <= batch < behind for first, behind in left_out)]
+    assert [batch_of_step(step, left_out) for step in range(len(expected))] == expected
+    apart = merged(left_out)
+    assert all(one[1] < other[0] for one, other in pairwise(apart))
 
 
 @pytest.mark.parametrize(("batch", "nearest"), [(100, "99 or 102"), (2, "3"), (0, "3")])

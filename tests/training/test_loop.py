@@ -1,8 +1,9 @@
-"""Samples that could not be decoded: the loop counts them over the whole run and judges the count."""
+"""Samples that cannot be decoded, disks that fail and time that runs out, as the loop meets them."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 
 import pytest
 import torch
@@ -34,7 +35,14 @@ class Segment:
     """One process of a run: it takes up the newest checkpoint in `folder`, and keeps what it reported."""
 
     def __init__(
-        self, folder: Path, policy: str, *, leave_after: int = STEPS, ranks: Ranks | None = None, log_every: int = 1
+        self,
+        folder: Path,
+        policy: str,
+        *,
+        leave_after: int = STEPS,
+        ranks: Ranks | None = None,
+        log_every: int = 1,
+        **checkpoint: float,
     ) -> None:
         self.ranks = ranks or Ranks(0, 1, 0)
         self.quarantined: list[tuple[int, str]] = []
@@ -42,7 +50,8 @@ class Segment:
         self.lines: list[Mapping[str, object]] = []
         method = small_dinov2()
         self.state = TrainingState(method, build_optimizer(method, OptimConfig()), build_loss_scale(TrainConfig(), CPU))
-        self.store = Store(folder, CheckpointConfig())
+        settings = CheckpointConfig(**{"every_steps": 1000, **checkpoint})
+        self.store = Store(folder, settings)
         if self.store.paths():
             manifest = load_into(self.state.tensors(), self.store.paths()[-1], self.ranks)
             self.state.take_up(manifest.step, manifest.values)
@@ -61,9 +70,8 @@ class Segment:
             accident=lambda accident: None,
             export=lambda step: True,
         )
-        checkpoint = CheckpointConfig(every_steps=1000)
         corrupt = CorruptPolicy.parse(policy)
-        self.loop = Loop(self.state, plan, train, optim, checkpoint, corrupt, self.ranks, CPU, around)
+        self.loop = Loop(self.state, plan, train, optim, settings, corrupt, self.ranks, CPU, around)
 
     def step(self, completed: int) -> None:
         pass
@@ -146,3 +154,43 @@ def test_all_ranks_stop_at_the_same_step_for_what_one_of_them_met(tmp_path):
     # Under `raise` all hear one step later of what one met; a limit is judged at a report.
     assert first == [("1 of the 32", 4, 1), ("2 of the 32", 4, 3)]
     assert second == [("1 of the 32", 4, 0), ("2 of the 32", 4, 0)]
+
+
+def test_a_checkpoint_that_could_not_be_written_is_tried_again_and_enough_failures_alarm(tmp_path, caplog):
+    undisturbed = Segment(tmp_path / "undisturbed", "skip").run({})
+    segment = Segment(tmp_path / "run", "skip", every_steps=2, retry_after_s=0, alarm_after_failures=2)
+    publish, tried = segment.store.publish, []
+
+    def disk_that_is_full_three_times(aside: Path, step: int) -> Path:
+        tried.append(step)
+        if len(tried) <= 3:
+            raise OSError(28, "No space left on device")
+        return publish(aside, step)
+
+    segment.store.publish = disk_that_is_full_three_times
+    segment.run({})
+    assert segment.lines == undisturbed.lines
+    assert segment.store.newest_step() == STEPS
+    assert "failure 3 in a row" in caplog.text
+    (alarm,) = segment.alarms
+    assert alarm.startswith("2 failures in a row, the last one: [Errno 28] No space left on device")
+    assert not segment.loop.last_save_failed
+    assert [path for path in (tmp_path / "run").iterdir() if path.name.endswith(".partial")] == []
+
+
+def test_when_the_time_to_leave_runs_out_the_newest_complete_checkpoint_is_what_stays(tmp_path, caplog):
+    segment = Segment(tmp_path, "skip", leave_after=3, every_steps=2, leave_within_s=0.5)
+    publish, disk = segment.store.publish, Event()
+
+    def disk_that_becomes_slow(aside: Path, step: int) -> Path:
+        if step == 3:
+            disk.wait(60)
+        return publish(aside, step)
+
+    segment.store.publish = disk_that_becomes_slow
+    assert segment.loop.run(batches(0, {}, segment.ranks)) == "interrupted"
+    assert segment.store.newest_step() == 2
+    assert "was not complete within checkpoint.leave_within_s=0.5" in caplog.text
+    assert "the run goes on from step 2" in caplog.text
+    disk.set()
+    assert segment.loop.around.saver.wait(60)
