@@ -12,20 +12,17 @@ The aim: under 0.5 % of a step of 100 ms.
 """
 
 import os
-import shlex
-import sys
 import time
 from argparse import ArgumentParser
 from collections.abc import Callable, Sequence
 from datetime import date
 from functools import partial
-from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
-from measuring import spread, taking_turns
+from measuring import command, machine, spread, taking_turns
 
 from pathfm.dist.agreement import Agreement
 
@@ -110,16 +107,6 @@ def print_rows(
         shares = [ms / (1e3 * step_s) for ms in inside]
         costs = [spread(inside, ".3f"), spread(shares, ".2%"), spread(longer, ".3f")] if name != "none" else [""] * 3
         print(f"| {world_size} | {1e3 * step_s:g} | {name} | {spread(step_ms[name], '.2f')} | {' | '.join(costs)} |")
-
-
-def machine() -> str:
-    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    model = models[0].partition(":")[2].strip() if models else "unknown processor"
-    return f"{len(os.sched_getaffinity(0))} cores of {model}, torch {torch.__version__}"
-
-
-def command() -> str:
-    return f"python {shlex.join([os.path.relpath(sys.argv[0]), *sys.argv[1:]])}"
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ The aims: a stall of at most a tenth of a save that is waited for; durable withi
 """
 
 import os
-import shlex
 import shutil
 import statistics
 import subprocess
@@ -28,7 +27,7 @@ from tempfile import TemporaryDirectory
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
-from measuring import spread, taking_turns
+from measuring import command, machine, spread, taking_turns
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
@@ -232,19 +231,9 @@ def verdict(numbers: Sequence[float], others: Sequence[float], aim: float) -> st
     return "met" if statistics.median(ratios(numbers, others)) <= aim else "NOT MET"
 
 
-def machine() -> str:
-    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    model = models[0].partition(":")[2].strip() if models else "unknown processor"
-    return f"{len(os.sched_getaffinity(0))} cores of {model}, torch {torch.__version__}"
-
-
 def disk(folder: Path) -> str:
     words = ["findmnt", "--noheadings", "--output", "SOURCE,FSTYPE,OPTIONS", "--target", str(folder)]
     return " ".join(subprocess.run(words, capture_output=True, text=True, check=True).stdout.split())
-
-
-def command() -> str:
-    return f"python {shlex.join([os.path.relpath(sys.argv[0]), *sys.argv[1:]])}"
 
 
 if __name__ == "__main__":

@@ -1,9 +1,12 @@
 """How the benchmarks measure: contestants take turns, so that whatever else the machine does meets all alike."""
 
 import os
+import shlex
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 
@@ -38,3 +41,15 @@ def forget(file: Path) -> None:
     with file.open("rb") as opened:
         os.fsync(opened.fileno())
         os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def machine() -> str:
+    """Processor, cores and torch of this machine, for the head of a table."""
+    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    model = models[0].partition(":")[2].strip() if models else "unknown processor"
+    return f"{len(os.sched_getaffinity(0))} cores of {model}, torch {version('torch')}"
+
+
+def command() -> str:
+    """The command that makes the table."""
+    return f"python {shlex.join([os.path.relpath(sys.argv[0]), *sys.argv[1:]])}"

@@ -17,7 +17,7 @@ from pathfm.errors import UserError, listed, nearest
 from pathfm.lifecycle.run import Run
 from pathfm.log import progress, start_logging
 from pathfm.recipe import Recipe
-from pathfm.tables import text_table
+from pathfm.tables import amount, text_table
 
 _RUNS = Path("runs")
 _HEADER = ["step", "written", "size", "ranks", "whole?", "stays because"]
@@ -105,11 +105,8 @@ def _row(store: Store, checkpoint: Found, *, verified: bool) -> list[object]:
     if (manifest := checkpoint.manifest) is None:
         return [step_of(checkpoint.path), "-", "-", "-", state, reasons]
     written = datetime.fromtimestamp((checkpoint.path / MANIFEST).stat().st_mtime)
-    return [step_of(checkpoint.path), f"{written:%Y-%m-%d %H:%M}", _size(manifest), manifest.ranks, state, reasons]
-
-
-def _size(manifest: Manifest) -> str:
-    return f"{manifest.bytes / 1e9:.2f} GB" if manifest.bytes >= 1e8 else f"{manifest.bytes / 1e6:.2f} MB"
+    size = amount(manifest.bytes)
+    return [step_of(checkpoint.path), f"{written:%Y-%m-%d %H:%M}", size, manifest.ranks, state, reasons]
 
 
 def _what_a_start_does(run: Run, found: Sequence[Found], *, verified: bool) -> str:

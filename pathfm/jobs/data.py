@@ -9,7 +9,7 @@ from pathfm.data.datasets import Regions, open_dataset
 from pathfm.data.summary import Summary, summarise
 from pathfm.files import written_aside
 from pathfm.log import start_logging
-from pathfm.tables import text_table
+from pathfm.tables import amount, text_table
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,11 +28,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def summary_text(summary: Summary) -> str:
     """The data set in a few lines, then its cohorts and, with labels, its classes."""
-    smallest, median, largest = map(_amount, summary.sample_bytes)
+    smallest, median, largest = map(amount, summary.sample_bytes)
     about = "" if summary.num_weighed == summary.num_samples else "about "
     lines = [
         f"  samples  {summary.num_samples:,}",
-        f"  encoded  {about}{_amount(summary.total_bytes)}: from {smallest} to {largest} a sample, median {median}",
+        f"  encoded  {about}{amount(summary.total_bytes)}: from {smallest} to {largest} a sample, median {median}",
         f"  images   {_images(summary)}",
         f"  index    {summary.index_command}",
         "",
@@ -53,7 +53,7 @@ def _images(summary: Summary) -> str:
 
 def _cohorts(summary: Summary) -> str:
     rows = [
-        (name, cohort.num_samples, _share(cohort.num_samples, summary), _amount(cohort.median_bytes), cohort.tar)
+        (name, cohort.num_samples, _share(cohort.num_samples, summary), amount(cohort.median_bytes), cohort.tar)
         for name, cohort in summary.cohorts.items()
     ]
     return text_table(["cohort", "samples", "share", "median", "tar"], rows)
@@ -66,15 +66,6 @@ def _classes(summary: Summary) -> str:
 
 def _share(number: int, summary: Summary) -> str:
     return f"{number / summary.num_samples:6.1%}"
-
-
-def _amount(num_bytes: int) -> str:
-    """Three digits and a unit."""
-    amount, units = float(num_bytes), iter(("bytes", "kB", "MB", "GB", "TB"))
-    unit = next(units)
-    while amount >= 999.5 and unit != "TB":
-        amount, unit = amount / 1000, next(units)
-    return f"{amount:.{0 if amount >= 99.95 or unit == 'bytes' else 1}f} {unit}"
 
 
 def _parser() -> ArgumentParser:

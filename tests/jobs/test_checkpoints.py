@@ -90,7 +90,7 @@ def test_whole_checkpoints_are_a_table_with_the_newest_last(run, ask):
     assert said.lines[0].split() == ["step", "written", "size", "ranks", "whole?", "stays", "because"]
     assert [line.split()[0] for line in said.lines[1:-1]] == ["500", "1,000", "1,500", "2,000"]
     local_time = f"{datetime.fromtimestamp(1_700_000_000):%Y-%m-%d %H:%M}"
-    assert said.row(500).split() == ["500", *local_time.split(), "0.01", "MB", "1", "whole", "every", "500", "steps"]
+    assert said.row(500).split() == ["500", *local_time.split(), "8.2", "kB", "1", "whole", "every", "500", "steps"]
     assert said.row(1000).endswith("  whole   every 500 steps, best")
     assert said.row(2000).endswith("  whole   one of the last 2, every 500 steps")
     assert said.lines[-1] == "a start of run vitb goes on from step 2,000"
