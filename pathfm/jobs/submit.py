@@ -19,7 +19,7 @@ from pathfm.launch.local import gpus_of_this_machine, run_in_this_process, run_l
 from pathfm.launch.payload import one_process_per_gpu, trainer_command
 from pathfm.launch.profile import Profile, read_profile
 from pathfm.launch.sbatch import SlurmJob, sbatch_text, submit
-from pathfm.launch.srun import srun_command
+from pathfm.launch.supervisor import batch_step
 from pathfm.recipe import Recipe, find_config, read_recipe
 
 PROFILES = CONFIGS.parent / "launchers" / "profiles"
@@ -129,7 +129,7 @@ def _on_slurm(run: Pretraining, arguments: Namespace) -> int:
             print(f"note: a submission from this machine would stop: {problem}", file=sys.stderr)
         return 0
     stop_at(problems)
-    job_id = submit(job)
+    job_id = submit(job, batch_step)
     print(f"submitted job {job_id}: run {run.name}, {job.nodes} x {profile.tasks_per_node} tasks")
     print(f"log: tail -F {shlex.quote(str(job.folder / f'{job_id}_0_log.out'))}")
     return 0
@@ -147,13 +147,13 @@ def _slurm_job(run: Pretraining, profile: Profile, nodes: int) -> SlurmJob:
         environment=profile.environment,
         user=f"{os.getuid()}:{os.getgid()}",
     )
-    command = srun_command(nodes, profile.tasks_per_node, profile.cpus_per_task, payload)
-    return SlurmJob(run.name, run.submitit_folder, nodes, profile, tuple(command))
+    return SlurmJob(run.name, run.run_dir, nodes, profile, tuple(payload))
 
 
 def _shown(job: SlurmJob) -> str:
     """The script, followed by the command it leads to as a comment, so that the whole is still a script."""
-    leads_to = f"# The job's supervisor starts this, and waits for it:\n# {shlex.join(job.command)}"
+    shown_log = str(job.run_dir / "logs" / "JOB.RESTART" / "rank_%t.log")
+    leads_to = f"# The job's supervisor starts this, and waits for it:\n# {shlex.join(job.command(shown_log))}"
     return f"{sbatch_text(job).rstrip()}\n\n{leads_to}\n"
 
 

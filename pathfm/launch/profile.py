@@ -77,6 +77,7 @@ class Profile(Section):
     container: Container = Container()
     setup: tuple[str, ...] = ()  # shell lines before the job, e.g. module load apptainer
     environment: dict[str, str] = Field({})  # variables of every task; secrets do not belong here
+    srun: tuple[str, ...] = ()  # further options of srun, e.g. --cpu-bind=cores, --mpi=none
     sbatch: dict[str, str | int | bool] = Field({})  # further sbatch options by their long names, e.g. exclusive: true
 
     @property

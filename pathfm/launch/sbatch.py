@@ -4,30 +4,45 @@ import os
 import shlex
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pathfm.errors import UserError
 from pathfm.launch.profile import Profile
-from pathfm.launch.supervisor import batch_step
+from pathfm.launch.srun import srun_command
 
 
 @dataclass(frozen=True)
 class SlurmJob:
-    """What is asked of Slurm. `command` is the whole srun line; `folder` is for submitit's script, pickle and log."""
+    """What is asked of Slurm, and all that the supervisor needs to start the ranks of a run and to start them again."""
 
     name: str
-    folder: Path
+    run_dir: Path
     nodes: int
     profile: Profile
-    command: tuple[str, ...]
+    payload: tuple[str, ...]  # the command of one rank
+    code: Path | None = None  # the folder that holds the package to run; None: the one that is installed
+    options: Mapping[str, str | int | bool] = field(default_factory=dict)  # further ones of sbatch, by long names
+    first_job: str | None = None  # of a chain in which each job follows another
+
+    @property
+    def folder(self) -> Path:
+        """For submitit's script, pickle and log."""
+        return self.run_dir / "logs" / "submitit"
+
+    def command(self, output: str) -> list[str]:
+        """The srun line. `output`: the log of a rank, with %t in the place of its number."""
+        profile = self.profile
+        return srun_command(
+            self.nodes, profile.tasks_per_node, profile.cpus_per_task, self.payload, output=output, options=profile.srun
+        )
 
 
-def submit(job: SlurmJob) -> str:
-    """Put the job in the queue. Returns its id. Raises `UserError` with sbatch's own words when it is refused."""
+def submit(job: SlurmJob, supervisor: Callable[[SlurmJob], int]) -> str:
+    """Put the job in the queue; `supervisor` runs in its batch step. Returns its id. Raises `UserError` with sbatch's own words when it is refused."""
     from submitit.core.utils import FailedJobError, FailedSubmissionError
     from submitit.helpers import clean_env
 
@@ -35,7 +50,7 @@ def submit(job: SlurmJob) -> str:
     inside_a_job = "SLURM_JOB_ID" in os.environ
     try:
         with clean_env() if inside_a_job else nullcontext():
-            return _submitted(job, job.folder)
+            return _submitted(job, job.folder, supervisor)
     except (FailedJobError, FailedSubmissionError) as error:
         raise UserError(f"sbatch refused the job: {' '.join(str(error).split())}") from error
 
@@ -49,7 +64,7 @@ def sbatch_text(job: SlurmJob) -> str:
     with tempfile.TemporaryDirectory(prefix="pathfm-") as temporary, _slurm_that_says_yes(Path(temporary)):
         prefix = Path(temporary).resolve() / "root"
         folder = prefix / job.folder.relative_to(job.folder.anchor)
-        job_id = _submitted(job, folder)
+        job_id = _submitted(job, folder, _nothing)
         text = (folder / f"{job_id}_submission.sh").read_text(encoding="utf-8")
     return text.replace(str(prefix), "")
 
@@ -71,23 +86,37 @@ def executor_parameters(job: SlurmJob) -> dict[str, Any]:
         "slurm_constraint": profile.constraint,
         "slurm_mem": profile.memory_per_node,
         "slurm_gres": gpus if profile.gpus_per_node else None,
-        "slurm_setup": _setup_lines(profile) or None,
+        "slurm_setup": _setup_lines(job) or None,
         # Nodes and tasks go round submitit's own arguments, or it would wait for a result from every task.
         "slurm_additional_parameters": {
             "requeue": True,
             "nodes": job.nodes,
             "ntasks_per_node": profile.tasks_per_node,
-            **{name: value for name, value in profile.sbatch.items() if value is not False},
+            **{name: value for name, value in {**profile.sbatch, **job.options}.items() if value is not False},
         },
     }
 
 
-def _setup_lines(profile: Profile) -> list[str]:
-    exports = [f"export {name}={shlex.quote(value)}" for name, value in profile.environment.items()]
-    return [*profile.setup, *exports]
+def _setup_lines(job: SlurmJob) -> list[str]:
+    """Shell lines of the batch step; what they export, the ranks have too."""
+    profile = job.profile
+    variables = {"OMP_NUM_THREADS": str(_threads(profile)), **profile.environment}
+    if job.code:
+        variables["PYTHONPATH"] = str(job.code)
+    return [*profile.setup, *(f"export {name}={shlex.quote(value)}" for name, value in variables.items())]
 
 
-def _submitted(job: SlurmJob, folder: Path) -> str:
+def _threads(profile: Profile) -> int:
+    """Beside a GPU most cores of a task belong to its loader workers, which have one thread each."""
+    return max(1, profile.cpus_per_task // 4) if profile.gpus_per_node else profile.cpus_per_task
+
+
+def _nothing(job: SlurmJob) -> int:
+    """In the supervisor's place where a job is only shown."""
+    return 0
+
+
+def _submitted(job: SlurmJob, folder: Path, supervisor: Callable[[SlurmJob], int]) -> str:
     """Submit through submitit's public executor, with its files in `folder`."""
     from submitit import AutoExecutor
 
@@ -98,7 +127,7 @@ def _submitted(job: SlurmJob, folder: Path) -> str:
         slurm_python="exec " + shlex.quote(sys.executable),  # Python *is* the batch process: it gets its signals
     )
     executor.update_parameters(**executor_parameters(job))
-    return str(executor.submit(batch_step, list(job.command)).job_id)
+    return str(executor.submit(supervisor, job).job_id)
 
 
 @contextmanager

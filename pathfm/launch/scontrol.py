@@ -1,0 +1,133 @@
+"""What Slurm knows of a job, and what it is asked to do with one: `scontrol` and `scancel`, read and retried."""
+
+import re
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+_ENDED = {
+    "BOOT_FAIL",
+    "CANCELLED",
+    "COMPLETED",
+    "DEADLINE",
+    "FAILED",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "PREEMPTED",
+    "TIMEOUT",
+}
+_WAITING = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
+_FIELD = re.compile(r"(?:^|\s)([A-Z][A-Za-z/:]*)=")
+_TRIES = 5
+_SECONDS_BETWEEN = 4.0
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """One line of `scontrol -o show job`. Times as Slurm writes them; empty where it says None or Unknown."""
+
+    job: str
+    name: str = ""
+    state: str = "RUNNING"
+    reason: str = ""
+    restarts: int = 0
+    preempt_time: str = ""
+    end_time: str = ""
+    start_time: str = ""
+    nodes: str = ""
+    may_requeue: bool = True
+
+    @property
+    def is_waiting(self) -> bool:
+        return self.state in _WAITING
+
+    @property
+    def has_ended(self) -> bool:
+        return self.state in _ENDED
+
+    @property
+    def is_completing(self) -> bool:
+        return self.state == "COMPLETING"
+
+    @property
+    def is_live(self) -> bool:
+        """In the queue or on nodes."""
+        return not self.has_ended
+
+
+class SlurmRefusal(RuntimeError):
+    """A command that Slurm did not carry out, in its own words."""
+
+
+def parse_job(line: str) -> JobRecord:
+    """From `scontrol -o show job`. Values with blanks in them (a comment, a name) do not confuse it."""
+    marks = list(_FIELD.finditer(line))
+    ends = [mark.start() for mark in marks[1:]] + [len(line)]
+    fields: dict[str, str] = {}
+    for mark, end in zip(marks, ends, strict=True):
+        fields.setdefault(mark[1], line[mark.end() : end].strip())  # the first: a comment may hold a KEY=value too
+    return JobRecord(
+        job=fields["JobId"],
+        name=fields.get("JobName", ""),
+        state=fields.get("JobState", "UNKNOWN"),
+        reason=_known(fields.get("Reason", "")),
+        restarts=int(fields.get("Restarts", "0")),
+        preempt_time=_known(fields.get("PreemptTime", "")),
+        end_time=_known(fields.get("EndTime", "")),
+        start_time=_known(fields.get("StartTime", "")),
+        nodes=_known(fields.get("NodeList", "")),
+        may_requeue=fields.get("Requeue", "1") == "1",
+    )
+
+
+def show_job(job: str, tries: int = _TRIES) -> JobRecord | None:
+    """None: Slurm has forgotten it. Raises `SlurmRefusal` when no controller answers in all tries."""
+    try:
+        text = _retried(["scontrol", "-o", "show", "job", job], tries)
+    except SlurmRefusal as refusal:
+        if "Invalid job id" in str(refusal):
+            return None
+        raise
+    lines = [line for line in text.splitlines() if line.startswith("JobId=")]
+    return parse_job(lines[0]) if lines else None
+
+
+def requeue(job: str) -> None:
+    """Raises `SlurmRefusal`. The caller's own job is ended by this: TERM follows within a second."""
+    _retried(["scontrol", "requeue", job], _TRIES)
+
+
+def exclude_nodes(job: str, nodes: Sequence[str]) -> None:
+    """For a job that waits. Raises `SlurmRefusal`."""
+    _retried(["scontrol", "update", f"JobId={job}", f"ExcNodeList={','.join(nodes)}"], _TRIES)
+
+
+def cancel(job: str) -> None:
+    """End it for good: the trainer still leaves with a checkpoint. Raises `SlurmRefusal`."""
+    _retried(["scancel", job], tries=2)
+
+
+def _retried(words: Sequence[str], tries: int) -> str:
+    """The output of a command. A controller that restarts is waited for; what is refused for good is not tried again."""
+    refusal = ""
+    for attempt in range(tries):
+        if attempt:
+            time.sleep(_SECONDS_BETWEEN)
+        try:
+            done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+        except subprocess.TimeoutExpired:
+            refusal = f"{words[0]} did not answer within a minute"
+            continue
+        except OSError as error:
+            raise SlurmRefusal(f"{words[0]}: {error.strerror}") from error
+        if done.returncode == 0:
+            return done.stdout
+        refusal = " ".join((done.stderr or done.stdout).split())
+        if any(word in refusal for word in ("Invalid job id", "disabled", "denied", "invalid user")):
+            break
+    raise SlurmRefusal(refusal)
+
+
+def _known(value: str) -> str:
+    return "" if value in ("None", "Unknown", "(null)", "N/A") else value
