@@ -57,7 +57,7 @@ class Team:
     checkpoint_group: dist.ProcessGroup | None = None  # CPU, for the threads that write checkpoints
 
 
-class LostRank(UserError):
+class LostRank(RuntimeError):
     """Another rank is gone; the message names it."""
 
 
@@ -107,7 +107,9 @@ def _met(ranks: Ranks, device: torch.device) -> Store:
 def _team(ranks: Ranks, device: torch.device, watch: Watch) -> Team:
     if ranks.world_size == 1:
         return Team(ranks, device, watch)
-    agreement, checkpoint = (dist.new_group(backend="gloo", timeout=limit) for limit in (_LONGEST_SILENCE, _SLOWEST_DISK))
+    agreement, checkpoint = (
+        dist.new_group(backend="gloo", timeout=limit) for limit in (_LONGEST_SILENCE, _SLOWEST_DISK)
+    )
     return Team(ranks, device, watch, agreement, checkpoint)
 
 
@@ -119,6 +121,9 @@ def run_rank(command: Callable[[], int | None]) -> NoReturn:
     """
     try:
         status = exit_status(command)
+    except LostRank as lost:  # the others' fault, and told in one line
+        print(f"lost: {lost}", file=sys.stderr)
+        status = 1
     except Exception:
         traceback.print_exc()
         status = 1

@@ -1,7 +1,7 @@
 """What becomes of a job whose step has ended: done, left alone, requeued, or failed. Pure.
 
-The facts behind every line were measured on Slurm 22.05 and 26.05. Exit codes through srun lie both ways, so `exit.json`
-of this very attempt counts first, then the state of the job, then the code.
+The facts behind every line were measured on Slurm 22.05 and 26.05. Exit codes through srun lie both ways, so
+`exit.json` of this very attempt counts first, then the state of the job, then the code.
 """
 
 from dataclasses import dataclass

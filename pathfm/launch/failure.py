@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 _TRACEBACK = "Traceback (most recent call last):"
-_CONSEQUENCE = "is lost"  # what the other ranks say of one that failed before them
 _LINES = 60
 
 
@@ -15,13 +14,12 @@ def first_failure(logs: Sequence[Path], folder: Path) -> str:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
         if found := _traceback(lines):
             told.append((log, found))
-    own = [(log, found) for log, found in told if _CONSEQUENCE not in found[-1]]
-    if own or told:
-        log, found = (own or told)[0]
+    if told:
+        log, found = told[0]
         return "\n".join([f"{log.stem.replace('_', ' ')} failed first ({log}):", *found])
     for log in logs:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
-        if errors := [line for line in lines if line.startswith("error: ")]:
+        if errors := [line for line in lines if line.startswith(("error: ", "lost: "))]:
             return f"{errors[-1]} ({log})"
     return f"no rank left a traceback; it was killed, or never began; what was logged is in {folder}"
 

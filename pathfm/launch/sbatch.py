@@ -42,7 +42,10 @@ class SlurmJob:
 
 
 def submit(job: SlurmJob, supervisor: Callable[[SlurmJob], int]) -> str:
-    """Put the job in the queue; `supervisor` runs in its batch step. Returns its id. Raises `UserError` with sbatch's own words when it is refused."""
+    """Put the job in the queue; `supervisor` runs in its batch step. Returns its id.
+
+    Raises `UserError` with sbatch's own words when it is refused.
+    """
     from submitit.core.utils import FailedJobError, FailedSubmissionError
     from submitit.helpers import clean_env
 

@@ -109,7 +109,7 @@ def cancel(job: str) -> None:
 
 
 def _retried(words: Sequence[str], tries: int) -> str:
-    """The output of a command. A controller that restarts is waited for; what is refused for good is not tried again."""
+    """The output of a command. A controller that restarts is waited for; a refusal for good is not tried again."""
     refusal = ""
     for attempt in range(tries):
         if attempt:

@@ -1,4 +1,4 @@
-"""One process per Slurm job, in its batch step on the host: starts the ranks, passes signals on, decides what comes next.
+"""One process per Slurm job, in its batch step on the host: starts the ranks, passes signals on, decides what is next.
 
 It never runs in an image and never imports torch. submitit's own handlers act on one rank and at once, so ours replace
 them.
