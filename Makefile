@@ -5,7 +5,7 @@ PY := .venv/bin/python
 ENV := .venv/complete
 DEMO := demo
 
-.PHONY: env test lint demo soak lock clean
+.PHONY: env test lint demo soak slurm-matrix lock clean
 
 env: $(ENV)
 
@@ -33,6 +33,10 @@ demo: $(ENV)
 
 soak: $(ENV)
 	$(PY) -m pytest -m slow $(ARGS)
+
+slurm-matrix: $(ENV)
+	@mkdir -p build
+	$(PY) benchmarks/slurm_matrix.py > build/slurm_matrix.md; status=$$?; cat build/slurm_matrix.md; exit $$status
 
 lock:
 	rm -rf build/lock && $(PYTHON) -m venv build/lock

@@ -1,0 +1,50 @@
+"""On a real Slurm, whatever ends a job, the run comes back by itself and ends with the losses of an undisturbed one.
+
+A short selection; `make slurm-matrix` tries every event.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.slurm.cluster import Cluster
+from tests.slurm.events import EVENTS
+from tests.slurm.trial import TOTAL_STEPS, Trial, interrupted
+
+SELECTION = ["USR2, --full", "preemption, REQUEUE, GraceTime 10", "one rank killed", "USR2, then scancel"]
+
+
+@pytest.mark.parametrize("event", [event for event in EVENTS if event.name in SELECTION], ids=lambda event: event.name)
+def test_a_run_survives(
+    event: Any, cluster: Cluster, place: Path, reference: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    trial = Trial(cluster, tmp_path, place / "data", "run", *event.options)
+    result = interrupted(trial, event.name, event.happen)
+    assert result.state == event.state, trial.told()
+    assert result.lost == 0 or event.may_lose, trial.told()
+    if event.comes_back:
+        assert len(result.starts) == 2, trial.told()
+        assert trial.losses() == reference
+        assert trial.checkpoint() == TOTAL_STEPS
+    else:
+        assert len(result.starts) == 1, trial.told()
+        assert trial.checkpoint() > 0
+
+
+def test_a_crash_loop_ends_with_the_first_traceback_of_the_rank_that_failed(
+    cluster: Cluster, place: Path, tmp_path: Path
+) -> None:
+    trial = Trial(cluster, tmp_path, place / "data", "crashes")
+    trial.submit()
+    trial.until_step(1)
+    trial.break_the_code("raise RuntimeError('a fault in the code')")
+    trial.kill_rank(1)
+    assert trial.until_ended() == "FAILED"
+    *_, last = trial.outcomes()
+    assert (last.decision, last.was_crash) == ("fail", True)
+    assert len([outcome for outcome in trial.outcomes() if outcome.decision == "requeue"]) == 2
+    log = trial.job_log().splitlines()
+    assert any(line.endswith(f"{trial.job}.2/rank_0.log):") or "failed first" in line for line in log)
+    assert "RuntimeError: a fault in the code" in trial.job_log()
+    assert "3 crashes in a row" in trial.job_log()
