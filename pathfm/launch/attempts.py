@@ -5,13 +5,14 @@ A job is submitted once and may start many times; each start is an attempt, `log
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 _SUBMISSIONS, _ATTEMPTS = "jobs.jsonl", "attempts.jsonl"
+Line = TypeVar("Line")
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,9 @@ class Attempt:
         return str(self.folder / "rank_%t.log")
 
     def rank_logs(self) -> list[Path]:
-        return sorted(self.folder.glob("rank_*.log"), key=lambda path: int(path.stem.removeprefix("rank_")))
+        """In the order of ranks."""
+        ranks = {path.stem.removeprefix("rank_"): path for path in self.folder.glob("rank_*.log")}
+        return [ranks[rank] for rank in sorted((rank for rank in ranks if rank.isdigit()), key=int)]
 
     @property
     def name(self) -> str:
@@ -83,7 +86,7 @@ def attempts(run_dir: Path) -> list[Attempt]:
 
 def submissions(run_dir: Path) -> list[Submission]:
     """The oldest first."""
-    return [Submission(**line) for line in _lines(run_dir / _SUBMISSIONS)]
+    return _lines(run_dir / _SUBMISSIONS, Submission)
 
 
 def note_submission(run_dir: Path, submission: Submission) -> None:
@@ -92,7 +95,7 @@ def note_submission(run_dir: Path, submission: Submission) -> None:
 
 def outcomes(run_dir: Path) -> list[Outcome]:
     """The oldest first."""
-    return [Outcome(**line) for line in _lines(run_dir / _ATTEMPTS)]
+    return _lines(run_dir / _ATTEMPTS, Outcome)
 
 
 def note_outcome(run_dir: Path, outcome: Outcome) -> None:
@@ -111,16 +114,18 @@ def now() -> str:
 
 def _append(path: Path, line: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    with path.open("ab+") as file:
+        file.seek(max(0, file.tell() - 1))
+        separator = "" if file.read(1) in (b"", b"\n") else "\n"  # behind a line that a full disk cut off
+        file.write(f"{separator}{json.dumps(line)}\n".encode())
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """A last line that was cut off by a full disk is passed over."""
+def _lines(path: Path, kind: Callable[..., Line]) -> list[Line]:
+    """A line that was cut off by a full disk is passed over."""
     found = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         try:
-            found.append(json.loads(text))
-        except json.JSONDecodeError:
+            found.append(kind(**json.loads(text)))
+        except (ValueError, TypeError):
             continue
     return found
