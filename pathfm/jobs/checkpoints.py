@@ -13,13 +13,13 @@ from pathfm.checkpoint.config import CheckpointConfig
 from pathfm.checkpoint.manifest import MANIFEST, DamagedCheckpoint, Manifest, damages, read_manifest
 from pathfm.checkpoint.store import Store, step_of
 from pathfm.config import build, read_layer
-from pathfm.errors import UserError, listed, nearest
+from pathfm.errors import UserError, listed
+from pathfm.jobs.find_run import find_run
 from pathfm.lifecycle.run import Run
 from pathfm.log import progress, start_logging
 from pathfm.recipe import Recipe
 from pathfm.tables import amount, text_table
 
-_RUNS = Path("runs")
 _HEADER = ["step", "written", "size", "ranks", "whole?", "stays because"]
 _MAX_SHOWN = 3  # damages of a checkpoint
 _OTHERS = {  # patterns that match no published checkpoint
@@ -44,7 +44,7 @@ class Found:
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     start_logging()
-    run, verify = _run_of(arguments.run), not arguments.no_verify
+    run, verify = find_run(arguments.run), not arguments.no_verify
     store = Store(run.checkpoints, _retention_of(run))
     found = [_read(path) for path in store.paths()]
     if verify and found:
@@ -59,16 +59,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"  {number:,} more {what}")
     print(_what_a_start_does(run, found, verified=verify))
     return 1 if any(checkpoint.damage for checkpoint in found) else 0
-
-
-def _run_of(name: str) -> Run:
-    """The directory wins over a name below runs/. Raises `UserError` when neither is there, or has checkpoints."""
-    directories = [place for place in (Path(name), _RUNS / name) if place.is_dir()]
-    if not directories:
-        near = nearest(name, (place.name for place in _RUNS.glob("*")))
-        hint = f"did you mean '{near[0]}'?" if near else "give a run's directory, or its name in runs/"
-        raise UserError(f"there is no run '{name}', here or in {_RUNS.absolute()}; {hint}")
-    return next((run for run in map(Run, directories) if run.checkpoints.is_dir()), Run(directories[0]))
 
 
 def _retention_of(run: Run) -> CheckpointConfig:
