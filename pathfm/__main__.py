@@ -16,6 +16,7 @@ VERBS = {
     "schedule": "print and draw all schedules of a recipe",
     "train": "train on this machine (the ancestors' -m pathfm.train)",
     "checkpoints": "list and verify the checkpoints of a run",
+    "doctor": "examine this machine, the run's folders and the cluster before a run does",
     "submit": "submit a run to Slurm, or run it here (launchers/pretrain.py)",
     "demo-tiles": "real H&E tiles to try everything on",
 }

@@ -29,6 +29,7 @@ _NOT_IDENTITY = (
     "train.micro_batch_size",
     "train.stall_after_s",
     "train.lost_after_s",
+    "train.examine",
     "train.num_workers",
     "train.device",
     "train.deterministic",

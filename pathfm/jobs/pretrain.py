@@ -16,6 +16,7 @@ from pathfm.dist.env import Ranks, ranks_from_environment
 from pathfm.dist.groups import Team, demand_same_numbers, device_of, joined
 from pathfm.errors import EXIT_INTERRUPTED, UserError
 from pathfm.jobs.arguments import CONFIGS, parse_with_overrides
+from pathfm.jobs.examination.ranks import examine
 from pathfm.jobs.run_reports import (
     Quarantine,
     accidents_of,
@@ -73,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def pretrain(recipe: Recipe, run: Run, team: Team) -> int:
     """Train the run to its end, or until it is told to leave. Returns the exit status, the same on every rank."""
     ranks, device = team.ranks, team.device
+    examine(recipe, run, team)
     if not recipe.train.dataset_path:
         raise UserError("no data set is given; add train.dataset_path=Pathology:root=FOLDER")
     dataset = open_training_set(recipe.train.dataset_path, recipe.method)

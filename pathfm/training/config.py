@@ -32,6 +32,7 @@ class TrainConfig(Section):
     deterministic: bool = True  # on CUDA: the same numbers each time; false allows faster attention kernels
     log_every_steps: int = Field(10, ge=1)
     stall_after_s: float = Field(300.0, gt=0)  # without progress: then every rank writes down what it is doing
+    examine: bool = True  # every node, before the first step of a run on several ranks or in a Slurm job
     lost_after_s: float = Field(120.0, gt=0)  # without a sign of life from a rank: then the others leave
 
 
