@@ -74,10 +74,7 @@ class Viewer:
 
     def show(self, source: Source, *, to_the_end: bool = False) -> bool:
         """The lines of several files in the order of their clocks. Says whether there were any."""
-        new = [
-            ((second, prefix + line) for second, line in tail.lines(to_the_end=to_the_end))
-            for prefix, tail in [(prefix, self._tail(path)) for prefix, path in source.files.items()]
-        ]
+        new = [self._lines(prefix, path, to_the_end) for prefix, path in source.files.items()]
         any_new = False
         for _, line in heapq.merge(*new, key=lambda timed: timed[0]):
             print(line)
@@ -85,8 +82,9 @@ class Viewer:
         sys.stdout.flush()
         return any_new
 
-    def _tail(self, path: Path) -> Tail:
-        return self.tails.setdefault(path, Tail(path))
+    def _lines(self, prefix: str, path: Path, to_the_end: bool) -> Iterator[tuple[float, str]]:
+        for second, line in self.tails.setdefault(path, Tail(path)).lines(to_the_end=to_the_end):
+            yield second, prefix + line
 
 
 def main(argv: Sequence[str] | None = None) -> int:
