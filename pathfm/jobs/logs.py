@@ -219,12 +219,12 @@ def _go_over(viewer: Viewer, shown: Source | None, newest: Source) -> None:
 
 def _over(run: Run) -> str:
     """Why nothing more will come; empty when something may."""
-    verdict = how_it_ended(run).get("verdict")
-    is_over = f"run {run.name} is over ({verdict or 'it never began'})"
+    verdict = how_it_ended(run).get("verdict") or "it never began"
+    is_over = f"run {run.name} is over ({'killed' if verdict == 'running' else verdict})"
     if not job_ids(run):
         alive = lives_here(writer_of(run))
-        ended = alive is False or (alive is None and verdict in ("done", "interrupted", "failed"))
-        return f"{is_over}: no process trains it" if ended else ""
+        has_left = alive is False or (alive is None and verdict in ("done", "interrupted", "failed"))
+        return f"{is_over}: no process trains it" if has_left else ""
     if not slurm_is_here():
         last = outcomes(run.directory)[-1:]
         return is_over if verdict == "done" or any(outcome.decision == "fail" for outcome in last) else ""

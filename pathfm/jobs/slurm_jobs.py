@@ -8,6 +8,8 @@ from pathfm.launch.attempts import submissions
 from pathfm.launch.scontrol import JobRecord, show_job
 from pathfm.lifecycle.run import Run
 
+_PATIENCE_S = 10.0  # somebody sits before the screen
+
 
 def slurm_is_here() -> bool:
     return shutil.which("scontrol") is not None
@@ -21,11 +23,11 @@ def job_ids(run: Run) -> list[str]:
     return [*others, *reversed(dict.fromkeys(submitted))]
 
 
-def live_jobs(run: Run, tries: int = 1) -> Iterator[JobRecord]:
+def live_jobs(run: Run) -> Iterator[JobRecord]:
     """The newest first. Raises `SlurmRefusal` when nobody answers."""
     submitted = {submission.job for submission in submissions(run.directory)}
     for job in job_ids(run):
-        record = show_job(job, tries)
+        record = show_job(job, tries=1, patience_s=_PATIENCE_S)
         # A script that somebody wrote may bear any name.
         if record is not None and record.is_live and (job not in submitted or is_named_after(record, run)):
             yield record

@@ -21,6 +21,7 @@ _WAITING = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT"
 _FIELD = re.compile(r"(?:^|\s)([A-Z][A-Za-z/:]*)=")
 _TRIES = 5
 _SECONDS_BETWEEN = 4.0
+_PATIENCE_S = 60.0  # scontrol itself tries for a minute when it finds no configuration
 
 
 @dataclass(frozen=True)
@@ -81,10 +82,10 @@ def parse_job(line: str) -> JobRecord:
     )
 
 
-def show_job(job: str, tries: int = _TRIES) -> JobRecord | None:
+def show_job(job: str, tries: int = _TRIES, patience_s: float = _PATIENCE_S) -> JobRecord | None:
     """None: Slurm has forgotten it. Raises `SlurmRefusal` when no controller answers in all tries."""
     try:
-        text = _retried(["scontrol", "-o", "show", "job", job], tries)
+        text = _retried(["scontrol", "-o", "show", "job", job], tries, patience_s)
     except SlurmRefusal as refusal:
         if "Invalid job id" in str(refusal):
             return None
@@ -108,16 +109,16 @@ def cancel(job: str) -> None:
     _retried(["scancel", job], tries=2)
 
 
-def _retried(words: Sequence[str], tries: int) -> str:
+def _retried(words: Sequence[str], tries: int, patience_s: float = _PATIENCE_S) -> str:
     """The output of a command. A controller that restarts is waited for; a refusal for good is not tried again."""
     refusal = ""
     for attempt in range(tries):
         if attempt:
             time.sleep(_SECONDS_BETWEEN)
         try:
-            done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+            done = subprocess.run(words, capture_output=True, text=True, timeout=patience_s)
         except subprocess.TimeoutExpired:
-            refusal = f"{words[0]} did not answer within a minute"
+            refusal = f"{words[0]} did not answer within {patience_s:.0f} s"
             continue
         except OSError as error:
             raise SlurmRefusal(f"{words[0]}: {error.strerror}") from error
