@@ -2,8 +2,8 @@
 
     python benchmarks/slurm_matrix.py [EVENT ...] > benchmarks/results/slurm_matrix.md
 
-Each row is a run of its own, 2 nodes x 2 ranks of a tiny model over gloo, submitted by the launcher, which is gone before
-anything happens. Exit status 1 when a row is not as it should be.
+Each row is a run of its own, 2 nodes x 2 ranks of a tiny model over gloo, submitted by the launcher, which is gone
+before anything happens. Exit status 1 when a row is not as it should be.
 """
 
 import subprocess
@@ -24,17 +24,19 @@ from tests.slurm.cluster import Cluster, missing_programs
 from tests.slurm.events import EVENTS, Event
 from tests.slurm.trial import SAVED_EVERY, TOTAL_STEPS, Result, Trial, interrupted, undisturbed
 
-_COLUMNS = [
-    "event",
-    "job ends",
-    "attempts from step",
-    "steps lost",
-    "checkpoint",
-    "requeued",
-    "next step",
-    "losses",
-    "",
-]
+_COLUMNS = ["event", "ends as", "attempts from step", "lost", "checkpoint", "requeued", "next step", "losses", ""]
+_HEAD = """# What becomes of a run when its job is ended
+
+{machine}, {version}, {today}
+
+```
+python benchmarks/slurm_matrix.py
+```
+
+Each row is a run of {steps} steps on 2 nodes x 2 ranks, saved every {every} steps, disturbed at about step 30. Columns
+of seconds: from the event to the checkpoint, from the event to the requeue, and from there to the next step; most of
+that is Slurm's wait and four processes that import torch. Losses are compared bit for bit with a run left alone.
+"""
 
 
 def main() -> int:
@@ -45,18 +47,7 @@ def main() -> int:
         parser.error(f"no {', '.join(missing)} here")
     wanted = [event for event in EVENTS if not arguments.events or any(word in event.name for word in arguments.events)]
     version = subprocess.run(["sinfo", "--version"], capture_output=True, text=True).stdout.strip()
-    print(f"# What becomes of a run when its job is ended\n\n{machine()}, {version}, {date.today()}\n")
-    print("```\npython benchmarks/slurm_matrix.py\n```\n")
-    print(
-        f"Each row is a run of {TOTAL_STEPS} steps on 2 nodes x 2 ranks, saved every {SAVED_EVERY} steps, disturbed at about"
-    )
-    print(
-        "step 30. Seconds: from the event to the checkpoint, from the event to the requeue, and from there to the next"
-    )
-    print(
-        "step, of which Slurm waits five and Python imports the most. Losses are compared bit for bit with a run that was"
-    )
-    print("left alone.\n")
+    print(_HEAD.format(machine=machine(), version=version, today=date.today(), steps=TOTAL_STEPS, every=SAVED_EVERY))
     print(f"| {' | '.join(_COLUMNS)} |\n| {' | '.join('---' for _ in _COLUMNS)} |", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         data = make_tiles(Path(folder))

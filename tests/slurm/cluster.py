@@ -1,4 +1,4 @@
-"""A real Slurm cluster of two nodes on this machine, for as long as a test needs it: no root, no service, no accounting.
+"""A real Slurm cluster of two nodes on this machine, while a test needs it: no root, no service, no accounting.
 
 Both slurmd run here under names of their own; everything they write lies in one folder, and they are ended by pid.
 """

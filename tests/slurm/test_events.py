@@ -10,7 +10,7 @@ import pytest
 
 from tests.slurm.cluster import Cluster
 from tests.slurm.events import EVENTS
-from tests.slurm.trial import TOTAL_STEPS, Trial, interrupted
+from tests.slurm.trial import TOTAL_STEPS, Trial, interrupted, undisturbed
 
 SELECTION = ["USR2, --full", "preemption, REQUEUE, GraceTime 10", "one rank killed", "USR2, then scancel"]
 
@@ -30,6 +30,17 @@ def test_a_run_survives(
     else:
         assert len(result.starts) == 1, trial.told()
         assert trial.checkpoint() > 0
+
+
+def test_the_demo_is_preempted_once_and_ends_with_the_same_losses(
+    cluster: Cluster, place: Path, tmp_path: Path
+) -> None:
+    every_step = ("train.log_every_steps=1", "optim.total_steps=16")
+    recipe = ("demo", "train.batch_size_per_gpu=2", "train.num_workers=1", *every_step)
+    trial = Trial(cluster, tmp_path, place / "data", "demo", recipe=recipe)
+    result = interrupted(trial, "preempted", lambda trial: trial.someone_more_important(), at_step=6)
+    assert (result.state, len(result.starts), result.lost) == ("COMPLETED", 2, 0), trial.told()
+    assert trial.losses() == undisturbed(tmp_path / "reference", place / "data", *recipe)
 
 
 def test_a_crash_loop_ends_with_the_first_traceback_of_the_rank_that_failed(

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,16 +35,20 @@ _PATIENCE_S = 240.0
 class Trial:
     """One run, submitted by the launcher, which is gone before anything happens."""
 
-    def __init__(self, cluster: Cluster, folder: Path, data: Path, name: str, *options: str) -> None:
+    def __init__(
+        self, cluster: Cluster, folder: Path, data: Path, name: str, *options: str, recipe: Sequence[str] = ()
+    ) -> None:
+        """`recipe`: another one and its settings, in place of the tiny model."""
         self.cluster, self.name = cluster, name
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "tiny.yaml").write_text(TINY)
         (folder / "here.yaml").write_text(_PROFILE)
         self.run_dir = folder / "runs" / name
-        files = ["--config", str(folder / "tiny.yaml"), "--profile", str(folder / "here.yaml")]
+        config, *settings = recipe or (str(folder / "tiny.yaml"), *SETTINGS)
+        files = ["--config", config, "--profile", str(folder / "here.yaml")]
         where = ["--runs-dir", str(folder / "runs"), "--run", name, "--nodes", str(len(NODES)), "--cluster", "slurm"]
         self.words = [sys.executable, str(LAUNCHER), *files, *where, *options]
-        self.words += [f"train.dataset_path=Pathology:root={data}", *SETTINGS]
+        self.words += [f"train.dataset_path=Pathology:root={data}", *settings]
         self.job = ""
 
     def submit(self, *more: str) -> str:
@@ -206,10 +210,11 @@ def _age_of_newer(trial: Trial, before: int, since: float) -> float | None:
     return min((path.stat().st_mtime for path in later), default=since) - since if later else None
 
 
-def undisturbed(folder: Path, data: Path) -> list[dict[str, Any]]:
+def undisturbed(folder: Path, data: Path, *recipe: str) -> list[dict[str, Any]]:
     """The same run on as many ranks without Slurm: what every other must have logged."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tiny.yaml").write_text(TINY)
-    ranks = RankProcesses(folder / "tiny.yaml", data, folder / "alone", len(NODES) * TASKS_PER_NODE, *SETTINGS)
+    config, *settings = recipe or (str(folder / "tiny.yaml"), *SETTINGS)
+    ranks = RankProcesses(Path(config), data, folder / "alone", len(NODES) * TASKS_PER_NODE, *settings)
     assert set(ranks.wait()) == {0}, ranks.said()
     return metrics(folder / "alone")
