@@ -60,7 +60,11 @@ def _live_jobs(run: Run) -> list[JobRecord]:
 def _what_stays(run: Run, cancelled: Sequence[JobRecord]) -> str:
     step = newest_checkpoint(run.directory)
     stays = f"its checkpoints stay, the newest is of step {step:,}" if step else "it has no checkpoint yet"
-    saves = "" if all(job.is_waiting for job in cancelled) else "; a job that trains saves once more before it leaves"
+    saves = (
+        ""
+        if all(job.is_waiting for job in cancelled)
+        else "; a job that trains saves once more, if it can within Slurm's KillWait"
+    )
     submitted = [submission.command for submission in submissions(run.directory) if submission.command]
     command = submitted[-1].removesuffix(" --resubmit") if submitted else "the command that submitted it, with"
     return f"{stays}{saves}\ngo on with: {command} --resubmit"
@@ -76,7 +80,7 @@ def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         "pathfm cancel",
         description="Cancel every Slurm job of a run that waits or runs. It is not started again by itself; "
-        "its checkpoints stay, and a job that trains saves once more.",
+        "its checkpoints stay, and a job that trains saves once more, if it can within Slurm's KillWait (30 s by default).",
         epilog="Exit status: 1 when Slurm refused one of them; 0 otherwise, also when there was nothing to cancel.",
     )
     parser.add_argument("runs", metavar="RUN", nargs="+", help="a run's directory, or its name in runs/")
