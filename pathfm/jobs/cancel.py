@@ -80,7 +80,7 @@ def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         "pathfm cancel",
         description="Cancel every Slurm job of a run that waits or runs. It is not started again by itself; "
-        "its checkpoints stay, and a job that trains saves once more, if it can within Slurm's KillWait (30 s by default).",
+        "its checkpoints stay. A job that trains saves once more, if it can within Slurm's KillWait (30 s by default).",
         epilog="Exit status: 1 when Slurm refused one of them; 0 otherwise, also when there was nothing to cancel.",
     )
     parser.add_argument("runs", metavar="RUN", nargs="+", help="a run's directory, or its name in runs/")

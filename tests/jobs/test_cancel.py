@@ -32,7 +32,8 @@ def test_every_live_job_is_cancelled_the_one_that_waits_for_another_first(run: R
     assert capsys.readouterr().out.splitlines() == [
         "cancelled job 13 of run vitb (waiting: Dependency)",
         "cancelled job 12 of run vitb (running on n[1-2])",
-        "its checkpoints stay, the newest is of step 1,200; a job that trains saves once more, if it can within Slurm's KillWait",
+        "its checkpoints stay, the newest is of step 1,200; "
+        "a job that trains saves once more, if it can within Slurm's KillWait",
         "go on with: pretrain.py --config vitb14 --resubmit",
     ]
 
