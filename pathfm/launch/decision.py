@@ -56,6 +56,8 @@ def _of_a_job_that_ends(job: JobRecord) -> Decision:
         return Decision("requeue", "the time limit came")
     if job.state == "PREEMPTED" or _at_once(job.preempt_time, job.end_time):
         return Decision("requeue", "preempted, where preemption cancels")
+    if job.state in ("NODE_FAIL", "BOOT_FAIL"):
+        return Decision("requeue", "a node was lost")
     return Decision("leave", "somebody cancelled the job; its checkpoint stays")
 
 

@@ -242,6 +242,7 @@ def _kill_all_below(folder: Path) -> None:
 
 
 if __name__ == "__main__":  # a cluster to play with: python tests/slurm/cluster.py FOLDER
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     with Cluster(Path(sys.argv[1]).absolute()) as playground:
         print(f"export SLURM_CONF={playground.conf}", flush=True)
         signal.sigwait({signal.SIGINT, signal.SIGTERM})

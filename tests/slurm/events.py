@@ -38,6 +38,12 @@ def _then_cancelled(trial: Trial) -> None:
     trial.scancel()
 
 
+def _signal_without_requeue(trial: Trial) -> None:
+    trial.cluster.scontrol("update", f"JobId={trial.job}", "Requeue=0")
+    trial.scancel("--signal=USR2")
+    wait_for(trial.goes_on_in_another_job, 60, trial.told)
+
+
 def _time_limit(trial: Trial) -> None:
     trial.lower_time_limit()
     wait_for(lambda: trial.record().restarts > 0 or trial.record().has_ended, 180, trial.told)
@@ -76,7 +82,9 @@ EVENTS = [
     Event("USR2, --full", _signal("--signal=USR2", "--full")),
     Event("USR2, --batch", _signal("--signal=USR2", "--batch")),
     Event("TERM to the tasks", _signal("--signal=TERM")),
-    Event("TERM, --full", _signal("--signal=TERM", "--full")),
+    # Under proctrack/linuxproc this reaches srun too, as a process below the supervisor, and srun then kills its tasks.
+    Event("TERM, --full", _signal("--signal=TERM", "--full"), may_lose=True),
+    Event("USR2 where Slurm may not requeue: a follow-up job", _signal_without_requeue),
     Event("USR2 twice", _twice),
     Event("time limit, USR2 30 s before", _time_limit),
     Event("requeued by an admin", _by_admin),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pathfm.launch.attempts import Outcome, newest_checkpoint, outcomes
+from pathfm.launch.attempts import Outcome, newest_checkpoint, outcomes, submissions
 from pathfm.launch.scontrol import JobRecord, parse_job
 from tests.jobs.journeys import TINY, RankProcesses, metrics
 from tests.slurm.cluster import NODES, TASKS_PER_NODE, Cluster, wait_for
@@ -141,6 +141,12 @@ class Trial:
         """The state in which Slurm has the job then."""
         wait_for(lambda: self.record().has_ended, seconds, self.told)
         return self.record().state
+
+    def goes_on_in_another_job(self) -> bool:
+        """True when the supervisor has submitted a follow-up, which this trial looks at from then on."""
+        followed = [submission.job for submission in submissions(self.run_dir) if submission.follows == self.job]
+        self.job = followed[0] if followed else self.job
+        return bool(followed)
 
     # ---- what may happen
 
