@@ -22,6 +22,7 @@ class Attempt:
     run_dir: Path
     job: str
     restart: int
+    array_element: str = ""  # JOB_INDEX: the first element's own number means the whole array to scontrol
 
     @property
     def folder(self) -> Path:
@@ -40,6 +41,11 @@ class Attempt:
     @property
     def name(self) -> str:
         return self.folder.name
+
+    @property
+    def address(self) -> str:
+        """What scontrol calls the job."""
+        return self.array_element or self.job
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,9 @@ class Outcome:
 
 def attempt_of(run_dir: Path, environment: Mapping[str, str] = os.environ) -> Attempt:
     """The attempt that this process of a Slurm job belongs to."""
-    return Attempt(run_dir, environment["SLURM_JOB_ID"], int(environment.get("SLURM_RESTART_COUNT") or "0"))
+    array, index = environment.get("SLURM_ARRAY_JOB_ID"), environment.get("SLURM_ARRAY_TASK_ID")
+    element = f"{array}_{index}" if array and index else ""
+    return Attempt(run_dir, environment["SLURM_JOB_ID"], int(environment.get("SLURM_RESTART_COUNT") or "0"), element)
 
 
 def attempts(run_dir: Path) -> list[Attempt]:

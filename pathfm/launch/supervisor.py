@@ -107,7 +107,7 @@ def _verdict(attempt: Attempt) -> str | None:
 
 def _record(attempt: Attempt) -> scontrol.JobRecord | None:
     try:
-        return scontrol.show_job(attempt.job)
+        return scontrol.show_job(attempt.address)
     except scontrol.SlurmRefusal as refusal:
         _say(f"scontrol does not answer: {refusal}")
         return None
@@ -140,12 +140,12 @@ def _carry_out(decision: Decision, job: SlurmJob, attempt: Attempt, status: int)
 def _start_again(job: SlurmJob, attempt: Attempt) -> None:
     """Requeue; where Slurm forbids that, submit a job that follows this one."""
     try:
-        scontrol.requeue(attempt.job)
+        scontrol.requeue(attempt.address)
     except scontrol.SlurmRefusal as refusal:
         _say(f"Slurm does not requeue ({refusal}); a new job goes on")
         follow_up = replace(
             job,
-            options={**job.options, "dependency": f"afterany:{attempt.job}"},
+            options={**job.options, "dependency": f"afterany:{attempt.address}"},
             first_job=job.first_job or attempt.job,
         )
         number = submit(follow_up, batch_step)
@@ -155,7 +155,7 @@ def _start_again(job: SlurmJob, attempt: Attempt) -> None:
         return
     if nodes := _bad_nodes(attempt):
         try:
-            scontrol.exclude_nodes(attempt.job, nodes)
+            scontrol.exclude_nodes(attempt.address, nodes)
             _say(f"the next attempt avoids {', '.join(nodes)}")
         except scontrol.SlurmRefusal as refusal:
             _say(f"{', '.join(nodes)} cannot be excluded: {refusal}")
