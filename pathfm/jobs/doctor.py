@@ -160,13 +160,15 @@ def _with_torch(subject: Subject) -> tuple[list[Finding], int | None]:
     command += ["--no-gpu-verdict", subject.verdict_without_gpu]
     if subject.recipe_file:
         command += ["--config", str(subject.recipe_file), *subject.overrides]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS_FOR_TORCH)
-        told = json.loads(done.stdout.strip().splitlines()[-1])
+        output, errors = process.communicate(timeout=_SECONDS_FOR_TORCH)
+        told = json.loads(output.strip().splitlines()[-1])
     except subprocess.TimeoutExpired:
-        return [Finding("torch", "fail", f"did not answer in {_SECONDS_FOR_TORCH} s: the GPU or a mount hangs")], None
+        process.kill()  # and not waited for: what hangs in a driver does not end
+        return [Finding("torch", "fail", f"did not answer in {_SECONDS_FOR_TORCH} s: a GPU or a mount hangs")], None
     except (IndexError, json.JSONDecodeError):
-        said = done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"]
+        said = errors.strip().splitlines() or [f"it ended with {process.returncode}"]
         return [Finding("torch", "fail", f"the checks that need torch broke off: {said[-1]}")], None
     return [Finding(**finding) for finding in told["findings"]], told["checkpoint_bytes"]
 

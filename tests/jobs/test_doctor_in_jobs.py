@@ -2,8 +2,12 @@
 
 import json
 import logging
+import logging.handlers
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -18,7 +22,7 @@ from pathfm.jobs.examination.devices import all_reduce, attention
 from pathfm.jobs.examination.finding import Finding
 from pathfm.jobs.examination.ranks import Report, Unfit, examine, failed_nodes, node_name, skews_s
 from pathfm.lifecycle.run import Run
-from pathfm.recipe import Recipe, read_recipe
+from pathfm.recipe import Recipe, changes_of_identity, read_recipe
 from tests.several_ranks import on_ranks
 
 CPU = torch.device("cpu")
@@ -37,57 +41,104 @@ def as_node(number: int, folder: Path) -> None:
     (folder / "logs" / "7.0").mkdir(parents=True, exist_ok=True)
 
 
-def examined(folder: Path, settings: list[str], visible_gpus: list[str], ahead_s: list[float]) -> tuple[str, str]:
-    """What an examination raised on this rank, and what it logged."""
+@dataclass(frozen=True)
+class Scene:
+    """What two ranks, each on a node of its own, are like."""
+
+    visible_gpus: tuple[str, str] = ("", "")
+    ahead_s: tuple[float, float] = (0, 0)
+    settings: tuple[str, ...] = ()
+
+
+SCENES = {
+    "well": Scene(),
+    "a GPU is missing": Scene(visible_gpus=("", "0")),
+    "a clock is a little off": Scene(ahead_s=(0, 3)),
+    "a clock is far off": Scene(ahead_s=(0, 3600)),
+    "nobody looks": Scene(("", "0"), (0, 3600), ("train.examine=false",)),
+}
+Outcome = tuple[str, str]  # what an examination raised, and what it logged
+
+
+def play(place: Path) -> dict[str, Outcome]:
+    """Every scene on this rank, each in a folder of its own."""
+    return {name: examined(place / name, scene) for name, scene in SCENES.items()}
+
+
+def examined(folder: Path, scene: Scene) -> Outcome:
     rank = dist.get_rank()
     as_node(rank, folder)
-    os.environ["CUDA_VISIBLE_DEVICES"] = visible_gpus[rank]
+    os.environ["CUDA_VISIBLE_DEVICES"] = scene.visible_gpus[rank]
+    recipe = read_recipe(None, [*WITHOUT_WORKERS, *scene.settings]).recipe
+    error = ""
+    with logged() as messages:
+        try:
+            examine(recipe, Run(folder), team_of_this_process(), lambda: time.time() + scene.ahead_s[rank])
+        except Unfit as unfit:
+            error = str(unfit)
+    return error, "\n".join(messages)
+
+
+@contextmanager
+def logged() -> Iterator[list[str]]:
+    logger, handler = logging.getLogger("pathfm"), logging.handlers.BufferingHandler(1000)
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
     messages: list[str] = []
-    handler = logging.Handler()
-    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
-    logging.getLogger("pathfm").addHandler(handler)
-    logging.getLogger("pathfm").setLevel(logging.INFO)
-    recipe = read_recipe(None, [*WITHOUT_WORKERS, *settings]).recipe
-    try:
-        examine(recipe, Run(folder), team_of_this_process(), lambda: time.time() + ahead_s[rank])
-    except Unfit as error:
-        return str(error), "\n".join(messages)
-    return "", "\n".join(messages)
+    yield messages
+    messages += [record.getMessage() for record in handler.buffer]
+    logger.removeHandler(handler)
 
 
-def test_ranks_that_are_well_say_so_in_one_line(tmp_path: Path):
-    (first, said), (other, unsaid) = on_ranks(2, examined, tmp_path, [], ["", ""], [0, 0])
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("scenes")
+
+
+@pytest.fixture(scope="module")
+def outcomes(place: Path) -> dict[str, tuple[Outcome, Outcome]]:
+    first, other = on_ranks(2, play, place)
+    return {name: (first[name], other[name]) for name in SCENES}
+
+
+def doctor_json(place: Path, scene: str) -> Path:
+    return place / scene / "logs" / "7.0" / "doctor.json"
+
+
+def test_ranks_that_are_well_say_so_in_one_line(outcomes, place: Path):
+    (first, said), (other, unsaid) = outcomes["well"]
     assert first == other == unsaid == ""
     assert said.startswith("examined 2 ranks on 2 nodes in ")
     assert ": all well, all-reduce " in said
-    assert [path.name for path in tmp_path.iterdir()] == ["logs"]
-    assert list((tmp_path / "logs" / "7.0").iterdir()) == []
+    assert "\n" not in said
+    assert [path.name for path in (place / "well").rglob("*")] == ["logs", "7.0"]
 
 
-def test_one_failing_node_ends_all_ranks_and_is_named(tmp_path: Path):
-    (first, said), (other, _) = on_ranks(2, examined, tmp_path, [], ["", "0"], [0, 0])
+def test_one_failing_node_ends_all_ranks_and_is_named(outcomes, place: Path):
+    (first, said), (other, _) = outcomes["a GPU is missing"]
     assert first == other
     assert "GPU of n1: torch sees no GPU here, but CUDA_VISIBLE_DEVICES=0" in first
     assert "GPU    fail     n1: torch sees no GPU" in said
-    told = json.loads((tmp_path / "logs" / "7.0" / "doctor.json").read_text())
+    told = json.loads(doctor_json(place, "a GPU is missing").read_text())
     assert told["failed_nodes"] == ["n1"]
     assert [(finding["node"], finding["check"]) for finding in told["findings"]] == [("n1", "GPU")]
 
 
-def test_a_clock_that_is_a_little_off_is_told_and_stops_nothing(tmp_path: Path):
-    (first, said), (other, _) = on_ranks(2, examined, tmp_path, [], ["", ""], [0, 3])
+def test_a_clock_that_is_a_little_off_is_told_and_stops_nothing(outcomes, place: Path):
+    (first, said), (other, _) = outcomes["a clock is a little off"]
     assert first == other == ""
     assert "clock  warn" in said
+    assert not doctor_json(place, "a clock is a little off").exists()
 
 
-def test_clocks_far_apart_end_the_job_but_of_two_none_is_named(tmp_path: Path):
-    (first, _), (other, _) = on_ranks(2, examined, tmp_path, [], ["", ""], [0, 3600])
+def test_clocks_far_apart_end_the_job_but_of_two_none_is_named(outcomes, place: Path):
+    (first, _), (other, _) = outcomes["a clock is far off"]
     assert first == other != ""
-    assert json.loads((tmp_path / "logs" / "7.0" / "doctor.json").read_text())["failed_nodes"] == []
+    assert json.loads(doctor_json(place, "a clock is far off").read_text())["failed_nodes"] == []
 
 
-def test_train_examine_false_looks_at_nothing(tmp_path: Path):
-    assert on_ranks(2, examined, tmp_path, ["train.examine=false"], ["", "0"], [0, 3600]) == [("", "")] * 2
+def test_train_examine_false_looks_at_nothing(outcomes):
+    assert outcomes["nobody looks"] == (("", ""), ("", ""))
 
 
 def test_a_process_alone_is_examined_in_a_slurm_job_only(tmp_path: Path, monkeypatch):
@@ -139,8 +190,6 @@ def test_a_node_is_called_as_slurm_calls_it():
 
 
 def test_examining_is_no_part_of_a_runs_identity():
-    from pathfm.recipe import changes_of_identity
-
     assert changes_of_identity(Recipe(), read_recipe(None, ["train.examine=false"]).recipe) == []
 
 

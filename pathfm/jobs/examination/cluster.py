@@ -42,7 +42,7 @@ def _ping() -> tuple[str, bool]:
     done = _run(["scontrol", "ping"])
     lines = (done.stdout.strip() or done.stderr.strip()).splitlines() or ["scontrol ping says nothing"]
     up = [line for line in lines if re.search(r"\bUP\b", line)]
-    return (up or lines)[0].removeprefix("scontrol: error: "), bool(up)
+    return (up or lines)[-1].removeprefix("scontrol: "), bool(up)
 
 
 def container(profile: Profile) -> Finding:

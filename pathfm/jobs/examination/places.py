@@ -85,7 +85,8 @@ def room(
     free = status.f_bavail * status.f_frsize
     found = f"{amount(free)}" + (f" and {amount_of_files(status.f_favail)}" if status.f_files else "") + " free"
     if checkpoint_bytes:
-        found += f", for {checkpoints_to_come} more checkpoints of {amount(checkpoint_bytes)}"
+        to_come = "one more checkpoint" if checkpoints_to_come == 1 else f"{checkpoints_to_come} more checkpoints"
+        found += f", for {to_come} of {amount(checkpoint_bytes)}"
     if free < (checkpoint_bytes or 0) or (status.f_files and status.f_favail < _NO_INODES):
         return Finding("room", "fail", found, "make room, or choose another place for runs")
     if free < (checkpoint_bytes or 0) * checkpoints_to_come:
@@ -114,7 +115,7 @@ def write_speed(
     if not checkpoint_bytes:
         return Finding("write speed", "ok", found)
     needed_s = checkpoint_bytes / speed
-    found += f"; a checkpoint takes one process {max(needed_s, 0.1):,.1f} s"
+    found += f"; a checkpoint takes {max(needed_s, 0.1):,.1f} s"
     if needed_s > save_within_s:
         advice = (
             f"a run that is told to leave has {save_within_s:g} s: raise checkpoint.leave_within_s and signal_lead_s"
@@ -160,12 +161,12 @@ def run_directory(directory: Path, mark: Path | None) -> Finding:
 def clock_of_files(run_dir: Path, clock: Callable[[], float] = time.time) -> Finding:
     """This machine's clock against that of the file system: whoever serves the files has its own."""
     place = existing_part(run_dir)
-    if not os.access(place, os.W_OK | os.X_OK):
-        return Finding("clock", "ok", f"not compared with the file system's: {place} cannot be written")
     probe = aside_of(place / "doctor-clock")
     try:
         probe.write_bytes(b"?")
         skew_s = clock() - probe.stat().st_mtime
+    except OSError as error:
+        return Finding("clock", "ok", f"not compared, because {place} cannot be written: {error.strerror}")
     finally:
         probe.unlink(missing_ok=True)
     return judged_skew(skew_s, "the file system's")

@@ -67,6 +67,7 @@ def examine(recipe: Recipe, run: Run, team: Team, clock: Clock = time.time) -> N
     if _of(reports, "fail"):
         if team.ranks.is_first and _is_slurm_step():
             _write(reports, attempt_of(run.directory).folder / "doctor.json")
+        gather_lists([0], team.agreement_group)  # it is written now; the first rank that leaves ends all the others
         raise Unfit(_sentence(reports))
 
 
