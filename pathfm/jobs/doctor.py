@@ -180,7 +180,8 @@ def _of_recipe(subject: Subject, recipe: Recipe) -> Iterator[Finding]:
         "shared memory", lambda: machine.shared_memory(batch_each, recipe.data.prefetch_batches, is_here=is_here)
     )
     yield examined("data", lambda: data(subject, recipe), 60, SILENT_MOUNT)
-    yield examined("W&B", lambda: cluster.weights_and_biases(recipe.wandb), 15)
+    environment = {**os.environ, **(subject.profile.environment if subject.profile else {})}
+    yield examined("W&B", lambda: cluster.weights_and_biases(recipe.wandb, environment), 15)
 
 
 def data(subject: Subject, recipe: Recipe) -> Finding:
