@@ -1,11 +1,14 @@
 """Where a run is trained: one cluster's partition, limits, container and set-up (`launchers/profiles/NAME.yaml`)."""
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from pathfm.config import Section, build, read_layer
+from pathfm.config import Layer, Section, build, read_layer
+from pathfm.errors import UserError
 
 # sbatch options that the launcher decides itself; a profile that set them too would be overruled or break a restart.
 _OURS = [
@@ -35,6 +38,7 @@ _OURS = [
     "signal",
     "time",
 ]
+_SLURM_TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d\d))?(?::(\d\d))?")  # days, hours, minutes, seconds
 
 
 class Container(Section):
@@ -111,6 +115,18 @@ class Profile(Section):
         return environment
 
 
-def read_profile(path: Path) -> Profile:
-    """Raises `UserError`, one line, for whatever is wrong in the file."""
-    return build(Profile, [read_layer(path)])
+def read_profile(path: Path, changes: Mapping[str, Any] | None = None) -> Profile:
+    """The file, with `changes` from the command line. Raises `UserError`, one line, for whatever is wrong in them."""
+    defaults = Layer("the defaults", Profile().model_dump(mode="json"))
+    return build(Profile, [defaults, read_layer(path), Layer("the command line", dict(changes or {}))])
+
+
+def hours(text: str) -> float:
+    """`48`, `0.5`, or Slurm's `48:00:00`, `2-00:00:00`, `2-00`. Raises `UserError` for anything else."""
+    if re.fullmatch(r"\d+(\.\d+)?", text):
+        return float(text)
+    match = _SLURM_TIME.fullmatch(text)
+    if not match or not (match[1] or match[4]):  # 10:00 could be minutes as well as hours
+        raise UserError(f"'{text}' is no time limit; give hours, as in 48 or 0.5, or D-HH:MM:SS")
+    days, whole_hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return days * 24 + whole_hours + minutes / 60 + seconds / 3600

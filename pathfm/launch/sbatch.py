@@ -1,10 +1,14 @@
-"""A Slurm job as submitit submits it: one supervisor in the batch step, which starts the payload on all tasks."""
+"""A Slurm job as submitit submits it: one supervisor in the batch step, which starts the payload on all tasks.
+
+Several jobs that differ in nothing but run and payload are submitted as one array.
+"""
 
 import os
 import shlex
+import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +17,9 @@ from typing import Any
 from pathfm.errors import UserError
 from pathfm.launch.profile import Profile
 from pathfm.launch.srun import srun_command
+
+EXPORTED = ("OMP_NUM_THREADS", "PYTHONSAFEPATH", "PYTHONPATH")  # by the script of a job, for supervisor and ranks
+_SECONDS_TO_RENAME = 20.0
 
 
 @dataclass(frozen=True)
@@ -41,11 +48,35 @@ class SlurmJob:
         )
 
 
+@dataclass(frozen=True)
+class SlurmArray:
+    """Jobs that go to Slurm together. They are alike but for name, run and payload; a single one is an ordinary job."""
+
+    name: str
+    folder: Path  # for submitit's files, which an array has in one place
+    jobs: tuple[SlurmJob, ...]
+    at_once: int | None = None  # how many may run at the same time; None: as many as there is room for
+
+    @property
+    def is_one_job(self) -> bool:
+        return len(self.jobs) == 1
+
+
+def array_of(job: SlurmJob) -> SlurmArray:
+    """The job alone."""
+    return SlurmArray(job.name, job.folder, (job,))
+
+
 def submit(job: SlurmJob, supervisor: Callable[[SlurmJob], int]) -> str:
     """Put the job in the queue; `supervisor` runs in its batch step. Returns its id.
 
     Raises `UserError` with sbatch's own words when it is refused.
     """
+    return submit_array(array_of(job), supervisor)[0]
+
+
+def submit_array(array: SlurmArray, supervisor: Callable[[SlurmJob], int]) -> list[str]:
+    """Like `submit` for all jobs of the array. Returns their ids in the same order, ARRAY_INDEX if they are several."""
     from submitit.core.utils import FailedJobError, FailedSubmissionError
     from submitit.helpers import clean_env
 
@@ -53,21 +84,37 @@ def submit(job: SlurmJob, supervisor: Callable[[SlurmJob], int]) -> str:
     inside_a_job = "SLURM_JOB_ID" in os.environ
     try:
         with clean_env() if inside_a_job else nullcontext():
-            return _submitted(job, job.folder, supervisor)
+            return _submitted(array, array.folder, supervisor)
     except (FailedJobError, FailedSubmissionError) as error:
         raise UserError(f"sbatch refused the job: {' '.join(str(error).split())}") from error
 
 
+def tell_apart(array: SlurmArray, job_ids: Sequence[str]) -> Iterator[str]:
+    """Give every element of a submitted array the name of its run in the queue, and its run a link to its log.
+
+    Yields a line for each that could not be named.
+    """
+    for job, job_id in zip(array.jobs, job_ids, strict=True):
+        _link_log(array.folder, job.folder, f"{job_id}_0_log.out")
+        if not array.is_one_job and (refusal := _rename(job_id, job.name)):
+            yield f"job {job_id} of run {job.name} bears the name of its array in the queue: {refusal}"
+
+
 def sbatch_text(job: SlurmJob) -> str:
-    """The very text that `submit` would hand to sbatch; needs no Slurm and leaves nothing behind.
+    """The very text that `submit` would hand to sbatch; needs no Slurm and leaves nothing behind."""
+    return array_text(array_of(job))
+
+
+def array_text(array: SlurmArray) -> str:
+    """The very text that `submit_array` would hand to sbatch; needs no Slurm and leaves nothing behind.
 
     submitit itself writes it, below a temporary folder, for an `sbatch` of ours that only says yes.
-    The folder is the job's own with a prefix, so that taking the prefix away gives the text of the real one.
+    The folder is the array's own with a prefix, so that taking the prefix away gives the text of the real one.
     """
     with tempfile.TemporaryDirectory(prefix="pathfm-") as temporary, _slurm_that_says_yes(Path(temporary)):
         prefix = Path(temporary).resolve() / "root"
-        folder = prefix / job.folder.relative_to(job.folder.anchor)
-        job_id = _submitted(job, folder, _nothing)
+        folder = prefix / array.folder.relative_to(array.folder.anchor)
+        job_id = _submitted(array, folder, _nothing)[0].partition("_")[0]
         text = (folder / f"{job_id}_submission.sh").read_text(encoding="utf-8")
     return text.replace(str(prefix), "")
 
@@ -104,9 +151,16 @@ def _setup_lines(job: SlurmJob) -> list[str]:
     """Shell lines of the batch step; what they export, the ranks have too."""
     profile = job.profile
     variables = {"OMP_NUM_THREADS": str(_threads(profile)), **profile.environment}
-    if job.code:
-        variables["PYTHONPATH"] = str(job.code)
-    return [*profile.setup, *(f"export {name}={shlex.quote(value)}" for name, value in variables.items())]
+    exports = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
+    return [*profile.setup, *exports, *(_code_lines(job.code) if job.code else [])]
+
+
+def _code_lines(code: Path) -> list[str]:
+    """`code` is imported before all else, also by a job that was submitted from within a checkout."""
+    return [
+        "export PYTHONSAFEPATH=1",  # or `python -m` would take the package from the working directory
+        f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}",
+    ]
 
 
 def _threads(profile: Profile) -> int:
@@ -119,7 +173,7 @@ def _nothing(job: SlurmJob) -> int:
     return 0
 
 
-def _submitted(job: SlurmJob, folder: Path, supervisor: Callable[[SlurmJob], int]) -> str:
+def _submitted(array: SlurmArray, folder: Path, supervisor: Callable[[SlurmJob], int]) -> list[str]:
     """Submit through submitit's public executor, with its files in `folder`."""
     from submitit import AutoExecutor
 
@@ -129,8 +183,32 @@ def _submitted(job: SlurmJob, folder: Path, supervisor: Callable[[SlurmJob], int
         slurm_max_num_timeout=10**6,  # submitit's own count of restarts is not ours
         slurm_python="exec " + shlex.quote(sys.executable),  # Python *is* the batch process: it gets its signals
     )
-    executor.update_parameters(**executor_parameters(job))
-    return str(executor.submit(supervisor, job).job_id)
+    executor.update_parameters(**executor_parameters(array.jobs[0]))
+    if array.is_one_job:
+        return [str(executor.submit(supervisor, array.jobs[0]).job_id)]
+    executor.update_parameters(name=array.name, slurm_array_parallelism=array.at_once or len(array.jobs))
+    with executor.batch():
+        submitted = [executor.submit(supervisor, job) for job in array.jobs]
+    return [str(job.job_id) for job in submitted]
+
+
+def _link_log(array_folder: Path, folder: Path, name: str) -> None:
+    """The log of an element, found where a run has its own."""
+    if array_folder != folder:
+        folder.mkdir(parents=True, exist_ok=True)
+        (array_folder / name).touch()  # Slurm appends to it
+        (folder / name).unlink(missing_ok=True)  # of a job that had this number on an earlier cluster
+        (folder / name).symlink_to(os.path.relpath(array_folder / name, folder))
+
+
+def _rename(job_id: str, name: str) -> str | None:
+    """In the queue. Returns why that was refused."""
+    words = ["scontrol", "update", f"JobId={job_id}", f"JobName={name}"]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=_SECONDS_TO_RENAME)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    return None if done.returncode == 0 else " ".join(done.stderr.split()) or "scontrol refused"
 
 
 @contextmanager

@@ -26,6 +26,10 @@ from pathfm.log import get_logger
 
 _log = get_logger(__name__)
 
+ORIGIN = "origin.json"  # in a copy of the code: where it was copied from
+# What a run has of its jobs, whatever they train: a job that waits may need it.
+_STAY = (".lock", ".submission.lock", "logs", "code", "jobs.jsonl", "attempts.jsonl")
+SNAPSHOT_FACTS = "snapshot.json"  # beside the package: the code of a submission says where it comes from
 _PACKAGES = ("pathfm", "torch", "numpy", "pillow", "opencv-python-headless", "xformers", "submitit", "wandb")
 
 
@@ -147,17 +151,19 @@ class Run:
 
 
 def _stays(entry: Path) -> bool:
-    return entry.name in (".lock", "logs") or entry.name.startswith("earlier_")
+    return entry.name in _STAY or entry.name.startswith("earlier_")
 
 
 def _where_and_what() -> dict[str, Any]:
+    code = Path(__file__).resolve().parents[2]
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join([sys.executable, *sys.argv]),
         "host": socket.gethostname(),
+        "code": str(code),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in _PACKAGES},
-        **_commit_and_diff(),
+        **commit_and_diff(code),
     }
 
 
@@ -168,18 +174,20 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _commit_and_diff() -> dict[str, str | None]:
-    """Of the checkout that this code runs from; None where it is not a checkout."""
-    checkout = Path(__file__).resolve().parents[2]
+def commit_and_diff(code: Path) -> dict[str, str | None]:
+    """Of a folder that holds the package: a checkout, or a copy that was told its origin; None where it is neither."""
+    if (code / ORIGIN).is_file():
+        origin = json.loads((code / ORIGIN).read_text(encoding="utf-8"))
+        return {"commit": origin["commit"], "diff": origin["diff"]}
 
     def git(*arguments: str) -> str | None:
         try:
-            done = subprocess.run(["git", *arguments], cwd=checkout, capture_output=True, text=True, timeout=20)
+            done = subprocess.run(["git", *arguments], cwd=code, capture_output=True, text=True, timeout=20)
         except (OSError, subprocess.TimeoutExpired):
             return None
         return done.stdout if done.returncode == 0 else None
 
-    if not (checkout / ".git").exists():
+    if not (code / ".git").exists():
         return {"commit": None, "diff": None}
     commit = git("rev-parse", "HEAD")
     return {"commit": commit.strip() if commit else None, "diff": git("diff", "HEAD", "--", "pathfm", "configs")}

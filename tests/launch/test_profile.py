@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pathfm.errors import UserError
-from pathfm.launch.profile import read_profile
+from pathfm.launch.profile import hours, read_profile
 
 PROFILES = Path(__file__).parents[2] / "launchers" / "profiles"
 
@@ -48,3 +48,27 @@ def test_a_mistake_is_named_in_one_line(tmp_path: Path, text: str, message: str)
 
 def test_a_cpu_cluster_has_one_task_per_node(tmp_path: Path) -> None:
     assert read_profile(_profile(tmp_path, "gpus_per_node: 0")).tasks_per_node == 1
+
+
+def test_the_command_line_overrules_the_file_and_is_named_when_it_is_wrong(tmp_path: Path) -> None:
+    path = _profile(tmp_path, "{partition: gpu, gpus_per_node: 8, container: {runtime: docker, image: x}}")
+    profile = read_profile(path, {"gpus_per_node": 2})
+    assert (profile.partition, profile.gpus_per_node, profile.container.image) == ("gpu", 2, "x")
+    with pytest.raises(UserError, match=r"^the command line: gpus_per_node: .*, not -2$"):
+        read_profile(path, {"gpus_per_node": -2})
+    with pytest.raises(UserError, match=r"^the command line: .*should be greater than 0\.1, not 0\.02"):
+        read_profile(path, {"time_limit_hours": 0.02})
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("48", 48), ("0.5", 0.5), ("1:30:00", 1.5), ("2-00:00:00", 48), ("2-12", 60), ("1-00:30", 24.5)],
+)
+def test_a_time_limit_is_in_hours_or_in_the_form_of_slurm(text: str, expected: float) -> None:
+    assert hours(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "10:00", "forever", "-1", "1-2-3", "1:2:3"])
+def test_what_could_be_minutes_or_hours_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match=r"give hours, as in 48 or 0.5, or D-HH:MM:SS"):
+        hours(text)

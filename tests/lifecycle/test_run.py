@@ -49,6 +49,18 @@ def test_beginning_anew_keeps_what_was_there(tmp_path: Path):
     assert (tmp_path / "earlier_2" / "metrics.jsonl").read_text() == "2"
 
 
+def test_beginning_anew_leaves_the_jobs_of_a_run_their_files(tmp_path: Path):
+    run = Run(tmp_path)
+    for name in ("code", "logs", "checkpoints"):
+        (tmp_path / name).mkdir()
+    for name in ("jobs.jsonl", "attempts.jsonl", ".submission.lock", "metrics.jsonl"):
+        (tmp_path / name).touch()
+    kept = run.keep_aside()
+    assert kept is not None
+    assert sorted(path.name for path in kept.iterdir()) == ["checkpoints", "metrics.jsonl"]
+    assert run.keep_aside() is None
+
+
 def test_provenance_grows_by_one_segment_each_start(tmp_path: Path):
     run = Run(tmp_path)
     run.add_provenance({"ranks": 1})
