@@ -46,7 +46,7 @@ MpiDefault=none
 JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
 GresTypes=gpu
-KillWait=10
+KillWait=30
 SlurmdTimeout=20
 MailProg=/bin/true
 SchedulerParameters=sched_interval=1,bf_interval=1,sched_min_interval=0,batch_sched_delay=0

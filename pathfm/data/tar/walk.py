@@ -83,6 +83,8 @@ class TarWalk:
 
     def header_of(self, start_offset: int) -> Header | None:
         """The header, found before them, of the member whose bytes begin at `start_offset`; None: no member's do."""
+        if start_offset > self.size_bytes:  # perhaps further than any file reaches
+            return None
         farthest = max(0, start_offset - _EXTENSIONS_BYTES)  # extensions stand before the header that they extend
         with self.path.open("rb", buffering=0) as file:
             tar = TarBytes(file.fileno(), _EXTENSIONS_BYTES, ahead_bytes=0)

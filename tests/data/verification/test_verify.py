@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from pathfm.data import cohorts
@@ -95,6 +95,7 @@ def test_an_offset_that_is_wrong_is_found_and_its_file_named(root):
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(row=st.integers(0, NUM_TILES - 1), column=st.sampled_from([2, 3]), shift=st.integers(1, 2**63))
+@example(row=59, column=2, shift=9_223_372_036_854_723_072)
 def test_whatever_offset_is_changed_by_whatever_it_is_damage(root, row, column, shift):
     whole = np.load(root / "pretrain_entries.npy")
 
