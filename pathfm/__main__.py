@@ -18,6 +18,7 @@ VERBS = {
     "checkpoints": "list and verify the checkpoints of a run",
     "doctor": "examine this machine, the run's folders and the cluster before a run does",
     "submit": "submit a run to Slurm, or run it here (launchers/pretrain.py)",
+    "profile": "write a profile for the cluster at hand, or print one",
     "status": "where runs stand: in the queue, in steps, in checkpoints",
     "logs": "print or follow what a run's ranks say",
     "cancel": "end the Slurm jobs of a run; its checkpoints stay",
