@@ -33,7 +33,7 @@ _HEAD = """# What becomes of a run when its job is ended
 python benchmarks/slurm_matrix.py
 ```
 
-Each row is a run of {steps} steps on 2 nodes x 2 ranks, saved every {every} steps, disturbed at about step 30. Columns
+Each row is a run of {steps} steps on 2 nodes x 2 ranks, saved every {every} steps, disturbed at about step 17. Columns
 of seconds: from the event to the checkpoint, from the event to the requeue, and from there to the next step; most of
 that is Slurm's wait and four processes that import torch. Losses are compared bit for bit with a run left alone.
 """

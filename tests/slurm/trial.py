@@ -17,8 +17,8 @@ from tests.jobs.journeys import TINY, RankProcesses, metrics
 from tests.slurm.cluster import NODES, TASKS_PER_NODE, Cluster, wait_for
 
 LAUNCHER = Path(__file__).parents[2] / "launchers" / "pretrain.py"
-TOTAL_STEPS = 60
-SAVED_EVERY = 20
+TOTAL_STEPS = 40
+SAVED_EVERY = 10
 STEADY = ("train.batch_size_per_gpu=2", "train.log_every_steps=1", f"optim.total_steps={TOTAL_STEPS}")
 SETTINGS = (*STEADY, f"checkpoint.every_steps={SAVED_EVERY}", "checkpoint.keep_last=10")
 _PROFILE = f"""
@@ -187,7 +187,7 @@ class Result:
     same: bool = False  # losses as in the run that nothing happened to
 
 
-def interrupted(trial: Trial, event: str, happen: Callable[[Trial], None], at_step: int = 30) -> Result:
+def interrupted(trial: Trial, event: str, happen: Callable[[Trial], None], at_step: int = 17) -> Result:
     """Submit, let something happen at a step, see the job come back, or not, and end."""
     result = Result(event)
     trial.submit()
