@@ -61,7 +61,9 @@ def examine(recipe: Recipe, run: Run, team: Team, clock: Clock = time.time) -> N
     if not recipe.train.examine or (team.ranks.world_size == 1 and not _is_slurm_step()):
         return
     begun = time.monotonic()
+    team.watch.at(0, "examining its node")
     reports = _reports(recipe, run, team, clock)
+    team.watch.at(0, "starting")
     if team.ranks.is_first:
         _say(reports, time.monotonic() - begun)
     if _of(reports, "fail"):
