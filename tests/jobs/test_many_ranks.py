@@ -97,7 +97,7 @@ def test_when_a_rank_is_killed_the_other_leaves_with_a_message_that_names_it(rec
     ranks.processes[victim].kill()
     assert ranks.wait(120)[1 - victim] == 1
     said = ranks.said().strip().splitlines()[-1]
-    assert said.startswith("error: ")
+    assert said.startswith("lost: ")
     assert f"rank {victim}" in said
     assert "start again to go on from the last checkpoint" in said
 
@@ -156,11 +156,11 @@ def test_a_number_of_ranks_that_cannot_share_the_batch_of_a_run_is_refused(recip
 
 def test_a_rank_that_stands_still_is_named_with_the_stacks_and_the_run_goes_on(recipe, data, undisturbed, place):
     run = place / "stalled"
-    ranks = RankProcesses(recipe, data, run, 2, *SHARDED, "train.stall_after_s=2", "train.lost_after_s=60")
+    ranks = RankProcesses(recipe, data, run, 2, *SHARDED, "train.stall_after_s=10", "train.lost_after_s=120")
     wait_until((run / "metrics.jsonl").exists)
     os.kill(ranks.processes[1].pid, signal.SIGSTOP)
     try:
-        wait_until(lambda: "no progress for" in ranks.said(), 60)
+        wait_until(lambda: "no progress for" in ranks.said())
     finally:
         os.kill(ranks.processes[1].pid, signal.SIGCONT)
     assert ranks.wait() == [0, 0], ranks.said()

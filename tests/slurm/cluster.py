@@ -5,6 +5,7 @@ Both slurmd run here under names of their own; everything they write lies in one
 
 import getpass
 import os
+import random
 import shutil
 import signal
 import socket
@@ -22,6 +23,7 @@ TASKS_PER_NODE = 2
 
 _SLURM_CONF = """
 ClusterName=pathfmtest
+FirstJobId={first_job}
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={controller_port}
 SlurmUser={user}
@@ -133,6 +135,9 @@ class Cluster:
                 host=socket.gethostname(),
                 controller_port=ports[0],
                 user=getpass.getuser(),
+                first_job=random.randrange(
+                    1, 60_000
+                ),  # ranks of two clusters on one machine meet at ports of their own
                 folder=self.folder,
                 extra=f"{parameters}JobRequeue={int(self.job_requeue)}",
                 nodes=nodes,
