@@ -16,10 +16,11 @@ from typing import Any
 
 from pathfm.errors import UserError
 from pathfm.launch.profile import Profile
+from pathfm.launch.scontrol import SlurmRefusal, show_job
 from pathfm.launch.srun import srun_command
 
 EXPORTED = ("OMP_NUM_THREADS", "PYTHONSAFEPATH", "PYTHONPATH")  # by the script of a job, for supervisor and ranks
-_SECONDS_TO_RENAME = 20.0
+_SECONDS_TO_ANSWER = 20.0
 
 
 @dataclass(frozen=True)
@@ -95,9 +96,11 @@ def tell_apart(array: SlurmArray, job_ids: Sequence[str]) -> Iterator[str]:
     Yields a line for each that could not be named.
     """
     for job, job_id in zip(array.jobs, job_ids, strict=True):
-        _link_log(array.folder, job.folder, f"{job_id}_0_log.out")
         if not array.is_one_job and (refusal := _rename(job_id, job.name)):
             yield f"job {job_id} of run {job.name} bears the name of its array in the queue: {refusal}"
+        if job.folder != array.folder:
+            number = job_id if array.is_one_job else _own_number(job_id)
+            _link_log(array.folder / f"{job_id}_0_log.out", job.folder / f"{number}_0_log.out")
 
 
 def sbatch_text(job: SlurmJob) -> str:
@@ -192,20 +195,28 @@ def _submitted(array: SlurmArray, folder: Path, supervisor: Callable[[SlurmJob],
     return [str(job.job_id) for job in submitted]
 
 
-def _link_log(array_folder: Path, folder: Path, name: str) -> None:
+def _link_log(log: Path, link: Path) -> None:
     """The log of an element, found where a run has its own."""
-    if array_folder != folder:
-        folder.mkdir(parents=True, exist_ok=True)
-        (array_folder / name).touch()  # Slurm appends to it
-        (folder / name).unlink(missing_ok=True)  # of a job that had this number on an earlier cluster
-        (folder / name).symlink_to(os.path.relpath(array_folder / name, folder))
+    link.parent.mkdir(parents=True, exist_ok=True)
+    log.touch()  # Slurm appends to it
+    link.unlink(missing_ok=True)  # of a job that had this number on an earlier cluster
+    link.symlink_to(os.path.relpath(log, link.parent))
+
+
+def _own_number(job_id: str) -> str:
+    """What the job itself takes for its id, which names its attempts. An element has one as soon as it has a name."""
+    try:
+        record = show_job(job_id, tries=1, patience_s=_SECONDS_TO_ANSWER)
+    except SlurmRefusal:
+        return job_id
+    return record.job if record else job_id
 
 
 def _rename(job_id: str, name: str) -> str | None:
     """In the queue. Returns why that was refused."""
     words = ["scontrol", "update", f"JobId={job_id}", f"JobName={name}"]
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=_SECONDS_TO_RENAME)
+        done = subprocess.run(words, capture_output=True, text=True, timeout=_SECONDS_TO_ANSWER)
     except (OSError, subprocess.TimeoutExpired) as error:
         return str(error)
     return None if done.returncode == 0 else " ".join(done.stderr.split()) or "scontrol refused"

@@ -142,6 +142,7 @@ def test_every_element_of_an_array_is_named_after_its_run_and_its_run_has_its_lo
 ) -> None:
     array = _array(Profile(), home=tmp_path)
     named = f'echo "$@" >> {tmp_path}/named; case "$2" in *_1) echo scontrol: no such job >&2; exit 1;; esac'
+    named = f'case "$1" in update) {named};; *) echo JobId=$((5 + ${{4#5_}})) ArrayJobId=5 ArrayTaskId=${{4#5_}};; esac'
     _slurm_on_path(tmp_path / "bin", monkeypatch, sbatch="echo Submitted batch job 5", scontrol=named)
     job_ids = submit_array(array, _ends)
     (refused,) = tell_apart(array, job_ids)
@@ -149,7 +150,7 @@ def test_every_element_of_an_array_is_named_after_its_run_and_its_run_has_its_lo
     assert (tmp_path / "named").read_text().splitlines()[0] == "update JobId=5_0 JobName=vitl14-base_lr_1e-3"
     assert [path.read_text() for path in array.jobs[2].folder.iterdir()] == [""]  # it has not begun
     (array.folder / "5_2_0_log.out").write_text("began\n")
-    assert (array.jobs[2].folder / "5_2_0_log.out").read_text() == "began\n"
+    assert (array.jobs[2].folder / "7_0_log.out").read_text() == "began\n"  # by the number that its attempts have
 
 
 def test_a_sweep_of_one_run_is_a_job_with_the_name_of_its_run() -> None:
