@@ -41,7 +41,7 @@ def _cancel(run: Run) -> int:
 
 def _is_cancelled(job: JobRecord, run: Run) -> bool:
     try:
-        cancel(job.job)
+        cancel(job.address)
     except SlurmRefusal as refusal:
         print(f"error: job {job.job} of run {run.name} was not cancelled: {refusal}", file=sys.stderr)
         return False
@@ -54,7 +54,8 @@ def _live_jobs(run: Run) -> list[JobRecord]:
         records = [show_job(job, _TRIES) for job in job_ids(run)]
     except SlurmRefusal as refusal:
         raise UserError(f"Slurm does not answer ({refusal}); run {run.name} was not cancelled") from refusal
-    return [record for record in records if record is not None and record.is_live]
+    # an element of an array is known by two numbers
+    return list({record.job: record for record in records if record is not None and record.is_live}.values())
 
 
 def _what_stays(run: Run, cancelled: Sequence[JobRecord]) -> str:

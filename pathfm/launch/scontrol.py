@@ -4,7 +4,7 @@ import re
 import subprocess
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 _ENDED = {
     "BOOT_FAIL",
@@ -38,6 +38,12 @@ class JobRecord:
     start_time: str = ""
     nodes: str = ""
     may_requeue: bool = True
+    array_element: str = ""  # JOB_INDEX: the first element's own number means the whole array to scancel
+
+    @property
+    def address(self) -> str:
+        """What scancel and scontrol call the job."""
+        return self.array_element or self.job
 
     @property
     def is_waiting(self) -> bool:
@@ -79,6 +85,7 @@ def parse_job(line: str) -> JobRecord:
         start_time=_known(fields.get("StartTime", "")),
         nodes=_known(fields.get("NodeList", "")),
         may_requeue=fields.get("Requeue", "1") == "1",
+        array_element=f"{fields['ArrayJobId']}_{index}" if (index := fields.get("ArrayTaskId", "")).isdigit() else "",
     )
 
 
@@ -91,7 +98,10 @@ def show_job(job: str, tries: int = _TRIES, patience_s: float = _PATIENCE_S) -> 
             return None
         raise
     lines = [line for line in text.splitlines() if line.startswith("JobId=")]
-    return parse_job(lines[0]) if lines else None
+    if not lines:
+        return None
+    record = parse_job(lines[0])
+    return replace(record, array_element=job) if "_" in job else record  # one that waits may not be split off yet
 
 
 def requeue(job: str) -> None:

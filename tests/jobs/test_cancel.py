@@ -54,6 +54,16 @@ def test_a_second_cancel_has_nothing_to_do(run: Run, slurm: FakeSlurm, capsys: C
     assert slurm.cancelled() == ["12"]
 
 
+def test_an_element_of_a_sweep_is_cancelled_once_and_alone(run: Run, slurm: FakeSlurm):
+    note_submission(run.directory, Submission("77_1", "", 2, 4))
+    run.write_exit("running", 3)
+    (run.directory / "exit.json").write_text('{"verdict": "running", "job": "77"}')
+    for number in ("77", "77_1"):
+        slurm.job(number, like="element of an array", JobId="77", ArrayJobId="77", ArrayTaskId="1", JobState="RUNNING")
+    assert pathfm(["cancel", "vitb"]) == 0
+    assert slurm.cancelled() == ["77_1"]
+
+
 @pytest.mark.parametrize("state", ["completed", "cancelled", "time limit", "preempted"])
 def test_jobs_that_have_ended_are_left_alone(run: Run, slurm: FakeSlurm, state: str):
     slurm.job("12", like=state)

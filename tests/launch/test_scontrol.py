@@ -144,6 +144,14 @@ def test_a_job_that_slurm_has_forgotten_is_none_at_once(slurm: Programs):
     assert len(slurm.calls("scontrol")) == 1
 
 
+def test_an_element_of_an_array_is_never_addressed_by_the_number_of_the_whole(slurm: Programs):
+    assert [parse_job(line).address for line in lines("all of an array")] == ["6_5", "6_4", "6_3"]
+    slurm.answer("scontrol", (0, lines("all of an array")[0].replace("ArrayTaskId=5", "ArrayTaskId=5-9%1")))
+    element = show_job("6_7")
+    assert element is not None
+    assert (element.job, element.address) == ("6", "6_7")
+
+
 def test_of_an_array_the_first_line_counts(slurm: Programs):
     slurm.answer("scontrol", (0, "\n".join(lines("all of an array"))))
     job = show_job("6")
