@@ -254,7 +254,11 @@ def test_following_a_run_on_this_machine_ends_with_its_process(tmp_path: Path, f
 
 
 def test_ctrl_c_is_the_usual_way_out_of_following(run: Run):
-    command = [sys.executable, "-m", "pathfm", "logs", "-f", str(run.directory.absolute())]
+    # as a terminal starts it: whoever runs the tests in the background has SIGINT ignored, and so have their children
+    as_usual = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    folder = str(run.directory.absolute())
+    viewing = f"from pathfm.__main__ import main; raise SystemExit(main(['logs', '-f', {folder!r}]))"
+    command = [sys.executable, "-c", f"{as_usual}; {viewing}"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
