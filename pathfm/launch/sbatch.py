@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,15 +79,25 @@ def submit(job: SlurmJob, supervisor: Callable[[SlurmJob], int]) -> str:
 def submit_array(array: SlurmArray, supervisor: Callable[[SlurmJob], int]) -> list[str]:
     """Like `submit` for all jobs of the array. Returns their ids in the same order, ARRAY_INDEX if they are several."""
     from submitit.core.utils import FailedJobError, FailedSubmissionError
-    from submitit.helpers import clean_env
 
-    # A job submitted from within a job must not inherit that job's size.
-    inside_a_job = "SLURM_JOB_ID" in os.environ
     try:
-        with clean_env() if inside_a_job else nullcontext():
+        with _outside_of_any_job():
             return _submitted(array, array.folder, supervisor)
     except (FailedJobError, FailedSubmissionError) as error:
         raise UserError(f"sbatch refused the job: {' '.join(str(error).split())}") from error
+
+
+@contextmanager
+def _outside_of_any_job() -> Iterator[None]:
+    """A job submitted from within a job must not inherit that job's size; the cluster stays the same."""
+    from submitit.helpers import clean_env, environment_variables
+
+    if "SLURM_JOB_ID" not in os.environ:
+        yield
+        return
+    cluster = {"SLURM_CONF": conf} if (conf := os.environ.get("SLURM_CONF")) else {}
+    with clean_env(), environment_variables(**cluster):
+        yield
 
 
 def tell_apart(array: SlurmArray, job_ids: Sequence[str]) -> Iterator[str]:

@@ -189,7 +189,9 @@ def test_a_submission_from_within_a_job_does_not_inherit_its_size(
 ) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "1")
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "3")
+    monkeypatch.setenv("SLURM_CONF", "/etc/other/slurm.conf")
     _slurm_on_path(tmp_path / "bin", monkeypatch, sbatch=f"env > {tmp_path}/seen; echo Submitted batch job 2")
     submit(_job(Profile(), home=tmp_path), _ends)
     assert "SLURM_CPUS_PER_TASK" not in (tmp_path / "seen").read_text()
+    assert "SLURM_CONF=/etc/other/slurm.conf" in (tmp_path / "seen").read_text()
     assert os.environ["SLURM_CPUS_PER_TASK"] == "3"
