@@ -35,7 +35,7 @@ def test_a_run_survives(
 def test_the_demo_is_preempted_once_and_ends_with_the_same_losses(
     cluster: Cluster, place: Path, tmp_path: Path
 ) -> None:
-    every_step = ("train.log_every_steps=1", "optim.total_steps=16")
+    every_step = ("train.log_every_steps=1", "optim.total_steps=8")
     here = (
         "train.device=cpu",
         "train.batch_size_per_gpu=2",
@@ -43,7 +43,7 @@ def test_the_demo_is_preempted_once_and_ends_with_the_same_losses(
     )  # the cluster's GPUs are null devices
     recipe = ("demo", *here, *every_step)
     trial = Trial(cluster, tmp_path, place / "data", "demo", recipe=recipe)
-    result = interrupted(trial, "preempted", lambda trial: trial.someone_more_important(), at_step=6)
+    result = interrupted(trial, "preempted", lambda trial: trial.someone_more_important(), at_step=3)
     assert (result.state, len(result.starts), result.lost) == ("COMPLETED", 2, 0), trial.told()
     assert trial.losses() == undisturbed(tmp_path / "reference", place / "data", *recipe)
 
