@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from measuring import machine
 
 from tests.jobs.journeys import make_tiles
-from tests.slurm.cluster import Cluster, missing_programs
+from tests.slurm.cluster import SEARCH_PATH, Cluster, missing_programs
 from tests.slurm.events import EVENTS, Event
 from tests.slurm.trial import SAVED_EVERY, TOTAL_STEPS, Result, Trial, interrupted, undisturbed
 
@@ -46,7 +46,9 @@ def main() -> int:
     if missing := missing_programs():
         parser.error(f"no {', '.join(missing)} here")
     wanted = [event for event in EVENTS if not arguments.events or any(word in event.name for word in arguments.events)]
-    version = subprocess.run(["sinfo", "--version"], capture_output=True, text=True).stdout.strip()
+    version = subprocess.run(
+        ["slurmctld", "-V"], capture_output=True, text=True, env={"PATH": SEARCH_PATH}
+    ).stdout.strip()
     print(_HEAD.format(machine=machine(), version=version, today=date.today(), steps=TOTAL_STEPS, every=SAVED_EVERY))
     print(f"| {' | '.join(_COLUMNS)} |\n| {' | '.join('---' for _ in _COLUMNS)} |", flush=True)
     with tempfile.TemporaryDirectory() as folder:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 PROGRAMS = ("slurmctld", "slurmd", "munged", "mungekey", "sbatch", "srun", "scontrol", "squeue", "scancel", "sinfo")
 NODES = ("n1", "n2")
+SEARCH_PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
 TASKS_PER_NODE = 2
 
 _SLURM_CONF = """
@@ -97,8 +98,7 @@ class Cluster:
     @property
     def environment(self) -> dict[str, str]:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "SBATCH"))}
-        path = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
-        return {**inherited, "SLURM_CONF": str(self.conf), "PATH": path}
+        return {**inherited, "SLURM_CONF": str(self.conf), "PATH": SEARCH_PATH}
 
     def start_node(self, node: str) -> None:
         self._start(f"slurmd.{node}", ["slurmd", "-D", "-N", node, "-f", str(self.conf)])
@@ -190,8 +190,7 @@ class Cluster:
 
 def missing_programs() -> list[str]:
     """Of Slurm and munge, which Debian has as slurmctld, slurmd, slurm-client, munge."""
-    path = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
-    return [name for name in PROGRAMS if shutil.which(name, path=path) is None]
+    return [name for name in PROGRAMS if shutil.which(name, path=SEARCH_PATH) is None]
 
 
 def wait_for(is_so: Callable[[], object], seconds: float, why: Callable[[], str] = str) -> None:
