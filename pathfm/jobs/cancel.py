@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathfm.errors import UserError
 from pathfm.jobs.find_run import find_run
 from pathfm.jobs.run_progress import lives_here, writer_of
-from pathfm.jobs.slurm_jobs import in_words, is_named_after, job_ids, slurm_is_here
+from pathfm.jobs.slurm_jobs import in_words, is_named_after, live_records, slurm_is_here
 from pathfm.launch.attempts import newest_checkpoint, submissions
-from pathfm.launch.scontrol import JobRecord, SlurmRefusal, cancel, show_job
+from pathfm.launch.scontrol import JobRecord, SlurmRefusal, cancel
 from pathfm.lifecycle.run import Run
 
-_TRIES = 2
+_TRIES, _PATIENCE_S = 2, 60.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,11 +51,9 @@ def _is_cancelled(job: JobRecord, run: Run) -> bool:
 
 def _live_jobs(run: Run) -> list[JobRecord]:
     try:
-        records = [show_job(job, _TRIES) for job in job_ids(run)]
+        return [record for _, record in live_records(run, _TRIES, _PATIENCE_S)]
     except SlurmRefusal as refusal:
         raise UserError(f"Slurm does not answer ({refusal}); run {run.name} was not cancelled") from refusal
-    # an element of an array is known by two numbers
-    return list({record.job: record for record in records if record is not None and record.is_live}.values())
 
 
 def _what_stays(run: Run, cancelled: Sequence[JobRecord]) -> str:

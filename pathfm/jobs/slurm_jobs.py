@@ -23,13 +23,24 @@ def job_ids(run: Run) -> list[str]:
     return [*others, *reversed(dict.fromkeys(submitted))]
 
 
+def live_records(run: Run, tries: int = 1, patience_s: float = _PATIENCE_S) -> Iterator[tuple[str, JobRecord]]:
+    """By the number it was asked for, each job once, the newest first; a stranger's may be among them.
+
+    Raises `SlurmRefusal` when nobody answers.
+    """
+    seen: set[str] = set()  # an element of an array is known by two numbers
+    for job in job_ids(run):
+        record = show_job(job, tries, patience_s)
+        if record is not None and record.is_live and record.job not in seen:
+            seen.add(record.job)
+            yield job, record
+
+
 def live_jobs(run: Run) -> Iterator[JobRecord]:
     """The newest first. Raises `SlurmRefusal` when nobody answers."""
     submitted = {submission.job for submission in submissions(run.directory)}
-    for job in job_ids(run):
-        record = show_job(job, tries=1, patience_s=_PATIENCE_S)
-        # A script that somebody wrote may bear any name.
-        if record is not None and record.is_live and (job not in submitted or is_named_after(record, run)):
+    for job, record in live_records(run):
+        if job not in submitted or is_named_after(record, run):  # a script that somebody wrote may bear any name
             yield record
 
 
@@ -40,10 +51,7 @@ def is_named_after(record: JobRecord, run: Run) -> bool:
 
 def how_it_ended(run: Run) -> dict[str, object]:
     """exit.json; empty where there is none, or a damaged one."""
-    try:
-        return run.how_it_ended() or {}
-    except ValueError:  # not even text
-        return {}
+    return run.how_it_ended() or {}
 
 
 def in_words(job: JobRecord, now: datetime | None = None) -> str:

@@ -97,11 +97,10 @@ def show_job(job: str, tries: int = _TRIES, patience_s: float = _PATIENCE_S) -> 
         if "Invalid job id" in str(refusal):
             return None
         raise
-    lines = [line for line in text.splitlines() if line.startswith("JobId=")]
-    if not lines:
-        return None
-    record = parse_job(lines[0])
-    return replace(record, array_element=job) if "_" in job else record  # one that waits may not be split off yet
+    records = [parse_job(line) for line in text.splitlines() if line.startswith("JobId=")]
+    if "_" in job:  # an element that waits may not be split off yet
+        return replace(records[0], array_element=job) if records else None
+    return next((record for record in records if record.job == job), None)  # the number of an array shows them all
 
 
 def requeue(job: str) -> None:

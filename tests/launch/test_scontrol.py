@@ -152,6 +152,11 @@ def test_an_element_of_an_array_is_never_addressed_by_the_number_of_the_whole(sl
     assert (element.job, element.address) == ("6", "6_7")
 
 
+def test_an_element_that_slurm_has_forgotten_is_not_taken_for_another_of_its_array(slurm: Programs):
+    slurm.answer("scontrol", (0, "\n".join(lines("all of an array")[1:])))
+    assert show_job("6") is None
+
+
 def test_of_an_array_the_first_line_counts(slurm: Programs):
     slurm.answer("scontrol", (0, "\n".join(lines("all of an array"))))
     job = show_job("6")
