@@ -62,7 +62,7 @@ def main() -> int:
 def _row(event: Event, folder: Path, data: Path, reference: list[dict[str, Any]]) -> bool:
     started = time.monotonic()
     with Cluster(folder / "cluster", **event.cluster) as cluster:
-        trial = Trial(cluster, folder, data, "run", *event.options)
+        trial = Trial(cluster, folder, data, "run")
         try:
             result = interrupted(trial, event.name, event.happen)
         except AssertionError as error:  # something did not come to pass; the other rows are still worth having

@@ -9,16 +9,11 @@ _LINES = 60
 
 def first_failure(logs: Sequence[Path], folder: Path) -> str:
     """A few lines for people. Ranks end in the order in which they failed, so the log that was closed first counts."""
-    told = []
-    for log in sorted((log for log in logs if log.exists()), key=lambda log: log.stat().st_mtime_ns):
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-        if found := _traceback(lines):
-            told.append((log, found))
-    if told:
-        log, found = told[0]
-        return "\n".join([f"{log.stem.replace('_', ' ')} failed first ({log}):", *found])
-    for log in logs:
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
+    told = {log: log.read_text(encoding="utf-8", errors="replace").splitlines() for log in logs if log.exists()}
+    for log in sorted(told, key=lambda log: log.stat().st_mtime_ns):
+        if found := _traceback(told[log]):
+            return "\n".join([f"{log.stem.replace('_', ' ')} failed first ({log}):", *found])
+    for log, lines in told.items():
         if errors := [line for line in lines if line.startswith(("error: ", "lost: "))]:
             return f"{errors[-1]} ({log})"
     return f"no rank left a traceback; it was killed, or never began; what was logged is in {folder}"

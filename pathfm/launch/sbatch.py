@@ -113,11 +113,6 @@ def tell_apart(array: SlurmArray, job_ids: Sequence[str]) -> Iterator[str]:
             _link_log(array.folder / f"{job_id}_0_log.out", job.folder / f"{number}_0_log.out")
 
 
-def sbatch_text(job: SlurmJob) -> str:
-    """The very text that `submit` would hand to sbatch; needs no Slurm and leaves nothing behind."""
-    return array_text(array_of(job))
-
-
 def array_text(array: SlurmArray) -> str:
     """The very text that `submit_array` would hand to sbatch; needs no Slurm and leaves nothing behind.
 

@@ -45,22 +45,11 @@ def batch_step(job: SlurmJob) -> int:
     # srun passes USR2 on to its tasks; at a TERM it would kill them.
     status = supervise(job.command(attempt.log_pattern), as_signal=signal.SIGUSR2)
     ended = Ended(status, _verdict(attempt), attempt.restart, _crashes_before(attempt, job))
-    decision = decide(ended, _record(attempt))
-    lineage = job.first_job or attempt.job
-    note_outcome(
-        job.run_dir,
-        Outcome(
-            attempt.job,
-            attempt.restart,
-            lineage,
-            status,
-            newest_checkpoint(job.run_dir),
-            decision.what,
-            decision.is_crash,
-            decision.reason,
-        ),
-    )
-    return _carry_out(decision, job, attempt, status)
+    decision, step = decide(ended, _record(attempt)), newest_checkpoint(job.run_dir)
+    which = (attempt.job, attempt.restart, _lineage(attempt, job))
+    made_of_it = (decision.what, decision.is_crash, decision.reason)
+    note_outcome(job.run_dir, Outcome(*which, status, step, *made_of_it))
+    return _carry_out(decision, job, attempt, status, step)
 
 
 def supervise(command: Sequence[str], as_signal: int | None = None, **streams: Any) -> int:
@@ -115,7 +104,7 @@ def _record(attempt: Attempt) -> scontrol.JobRecord | None:
 
 def _crashes_before(attempt: Attempt, job: SlurmJob) -> int:
     """In a row at the end of this job's history, with the newest checkpoint that there is now."""
-    lineage, here, number = job.first_job or attempt.job, newest_checkpoint(attempt.run_dir), 0
+    lineage, here, number = _lineage(attempt, job), newest_checkpoint(attempt.run_dir), 0
     for outcome in reversed(outcomes(attempt.run_dir)):
         if outcome.lineage != lineage or not outcome.was_crash or outcome.checkpoint != here:
             break
@@ -123,8 +112,12 @@ def _crashes_before(attempt: Attempt, job: SlurmJob) -> int:
     return number
 
 
-def _carry_out(decision: Decision, job: SlurmJob, attempt: Attempt, status: int) -> int:
-    step = newest_checkpoint(job.run_dir)
+def _lineage(attempt: Attempt, job: SlurmJob) -> str:
+    """The first job of the chain of follow-ups."""
+    return job.first_job or attempt.job
+
+
+def _carry_out(decision: Decision, job: SlurmJob, attempt: Attempt, status: int, step: int) -> int:
     _say(f"{decision.what}: {decision.reason}; newest checkpoint: step {step:,}")
     if decision.what == "done":
         return 0
@@ -146,7 +139,7 @@ def _start_again(job: SlurmJob, attempt: Attempt) -> None:
         follow_up = replace(
             job,
             options={**job.options, "dependency": f"afterany:{attempt.address}"},
-            first_job=job.first_job or attempt.job,
+            first_job=_lineage(attempt, job),
         )
         number = submit(follow_up, batch_step)
         facts = (job.nodes, job.profile.tasks_per_node)

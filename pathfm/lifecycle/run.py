@@ -29,7 +29,6 @@ _log = get_logger(__name__)
 ORIGIN = "origin.json"  # in a copy of the code: where it was copied from
 # What a run has of its jobs, whatever they train: a job that waits may need it.
 _STAY = (".lock", ".submission.lock", "logs", "code", "jobs.jsonl", "attempts.jsonl")
-SNAPSHOT_FACTS = "snapshot.json"  # beside the package: the code of a submission says where it comes from
 _PACKAGES = ("pathfm", "torch", "numpy", "pillow", "opencv-python-headless", "xformers", "submitit", "wandb")
 
 
@@ -121,7 +120,7 @@ class Run:
         """What `write_exit` wrote last, or None."""
         try:
             ended = json.loads((self.directory / "exit.json").read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError):
+        except (OSError, ValueError):  # not there, or not JSON, or not even text
             return None
         return ended if isinstance(ended, dict) else None
 

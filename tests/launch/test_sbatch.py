@@ -20,7 +20,6 @@ from pathfm.launch.sbatch import (
     array_of,
     array_text,
     executor_parameters,
-    sbatch_text,
     submit,
     submit_array,
     tell_apart,
@@ -98,7 +97,7 @@ def test_the_text_is_the_recorded_one(name: str, array: SlurmArray) -> None:
 
 def test_a_dry_run_shows_what_a_submission_submits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = _job(read_profile(PROFILES / "hospital.yaml"), home=tmp_path / "a folder with spaces")
-    shown = sbatch_text(job)
+    shown = array_text(array_of(job))
     assert not job.folder.exists()
     _slurm_on_path(tmp_path / "bin", monkeypatch, sbatch=f'cp "$1" {tmp_path}/got; echo Submitted batch job 77')
     assert submit(job, _ends) == "77"

@@ -19,8 +19,6 @@ class Event:
     state: str = "COMPLETED"
     comes_back: bool = True
     may_lose: bool = False
-    options: tuple[str, ...] = ()
-    own_cluster: bool = False  # what happens leaves the cluster as no other should find it
 
 
 def _signal(*options: str) -> Callable[[Trial], None]:
@@ -98,5 +96,5 @@ EVENTS = [
     ),
     _preemption("CANCEL", 0, user_signal=False),
     _preemption("CANCEL", 10, user_signal=False),
-    Event("node killed and set down", _node_lost, may_lose=True, own_cluster=True),
+    Event("node killed and set down", _node_lost, may_lose=True),
 ]

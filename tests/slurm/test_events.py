@@ -19,7 +19,7 @@ SELECTION = ["USR2, --full", "preemption, REQUEUE, GraceTime 10", "one rank kill
 def test_a_run_survives(
     event: Any, cluster: Cluster, place: Path, reference: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    trial = Trial(cluster, tmp_path, place / "data", "run", *event.options)
+    trial = Trial(cluster, tmp_path, place / "data", "run")
     result = interrupted(trial, event.name, event.happen)
     assert result.state == event.state, trial.told()
     assert result.lost == 0 or event.may_lose, trial.told()
@@ -36,12 +36,8 @@ def test_the_demo_is_preempted_once_and_ends_with_the_same_losses(
     cluster: Cluster, place: Path, tmp_path: Path
 ) -> None:
     every_step = ("train.log_every_steps=1", "optim.total_steps=8")
-    here = (
-        "train.device=cpu",
-        "train.batch_size_per_gpu=2",
-        "train.num_workers=1",
-    )  # the cluster's GPUs are null devices
-    recipe = ("demo", *here, *every_step)
+    no_gpu = "train.device=cpu"  # the cluster's GPUs are null devices
+    recipe = ("demo", no_gpu, "train.batch_size_per_gpu=2", "train.num_workers=1", *every_step)
     trial = Trial(cluster, tmp_path, place / "data", "demo", recipe=recipe)
     result = interrupted(trial, "preempted", lambda trial: trial.someone_more_important(), at_step=3)
     assert (result.state, len(result.starts), result.lost) == ("COMPLETED", 2, 0), trial.told()
@@ -60,7 +56,6 @@ def test_a_crash_loop_ends_with_the_first_traceback_of_the_rank_that_failed(
     *_, last = trial.outcomes()
     assert (last.decision, last.was_crash) == ("fail", True)
     assert len([outcome for outcome in trial.outcomes() if outcome.decision == "requeue"]) == 2
-    log = trial.job_log().splitlines()
-    assert any(line.endswith(f"{trial.job}.2/rank_0.log):") or "failed first" in line for line in log)
+    assert "failed first" in trial.job_log()
     assert "RuntimeError: a fault in the code" in trial.job_log()
     assert "3 crashes in a row" in trial.job_log()

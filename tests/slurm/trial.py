@@ -35,9 +35,7 @@ _PATIENCE_S = 240.0
 class Trial:
     """One run, submitted by the launcher, which is gone before anything happens."""
 
-    def __init__(
-        self, cluster: Cluster, folder: Path, data: Path, name: str, *options: str, recipe: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, cluster: Cluster, folder: Path, data: Path, name: str, recipe: Sequence[str] = ()) -> None:
         """`recipe`: another one and its settings, in place of the tiny model."""
         self.cluster, self.name = cluster, name
         folder.mkdir(parents=True, exist_ok=True)
@@ -47,14 +45,13 @@ class Trial:
         config, *settings = recipe or (str(folder / "tiny.yaml"), *SETTINGS)
         files = ["--config", config, "--profile", str(folder / "here.yaml")]
         where = ["--runs-dir", str(folder / "runs"), "--run", name, "--nodes", str(len(NODES)), "--cluster", "slurm"]
-        self.words = [sys.executable, str(LAUNCHER), *files, *where, *options]
+        self.words = [sys.executable, str(LAUNCHER), *files, *where]
         self.words += [f"train.dataset_path=Pathology:root={data}", *settings]
         self.job = ""
 
-    def submit(self, *more: str) -> str:
-        """Returns what the launcher said."""
+    def submit(self) -> None:
         done = subprocess.run(
-            [*self.words, *more],
+            self.words,
             env=self.cluster.environment,
             cwd=self.run_dir.parents[1],
             capture_output=True,
@@ -62,7 +59,6 @@ class Trial:
         )
         assert done.returncode == 0, done.stderr
         self.job = done.stdout.split("submitted job ")[1].split(":")[0]
-        return done.stdout
 
     # ---- what is to be seen
 
@@ -132,10 +128,6 @@ class Trial:
 
     def until_step(self, step: int) -> None:
         wait_for(lambda: self.step() >= step, _PATIENCE_S, self.told)
-
-    def until_start(self, number: int) -> None:
-        """Until the run has begun that often and taken a step since."""
-        wait_for(lambda: len(self.starts()) >= number and self.step() > self.starts()[-1], _PATIENCE_S, self.told)
 
     def until_ended(self, seconds: float = _PATIENCE_S) -> str:
         """The state in which Slurm has the job then."""
