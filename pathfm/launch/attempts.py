@@ -1,4 +1,4 @@
-"""The Slurm jobs of a run and what became of them, as files of the run: `jobs.jsonl`, `attempts.jsonl`, logs per rank.
+"""The Slurm jobs of a run and what became of them, as files of the run: `jobs.jsonl`, `attempts.jsonl`, logs.
 
 A job is submitted once and may start many times; each start is an attempt, `logs/JOB.RESTART/rank_N.log`.
 """
@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-_SUBMISSIONS, _ATTEMPTS = "jobs.jsonl", "attempts.jsonl"
+_SUBMISSIONS, _ATTEMPTS, _CANCELLED = "jobs.jsonl", "attempts.jsonl", "cancelled.jsonl"
 Line = TypeVar("Line")
 
 
@@ -58,6 +58,14 @@ class Submission:
     tasks_per_node: int
     command: str = ""  # that submitted it
     follows: str | None = None  # the job that this one continues, where Slurm may not requeue
+
+
+@dataclass(frozen=True)
+class Cancellation:
+    """What `pathfm cancel` leaves for the supervisor of a job."""
+
+    job: str  # its own number, also as an element of an array
+    asked: str = ""
 
 
 @dataclass(frozen=True)
@@ -108,6 +116,15 @@ def outcomes(run_dir: Path) -> list[Outcome]:
 
 def note_outcome(run_dir: Path, outcome: Outcome) -> None:
     _append(run_dir / _ATTEMPTS, {**asdict(outcome), "ended": now()})
+
+
+def note_cancelled(run_dir: Path, job: str) -> None:
+    """That `job` is not to go on once its ranks have left."""
+    _append(run_dir / _CANCELLED, asdict(Cancellation(job, now())))
+
+
+def is_cancelled(run_dir: Path, job: str) -> bool:
+    return any(line.job == job for line in _lines(run_dir / _CANCELLED, Cancellation))
 
 
 def newest_checkpoint(run_dir: Path) -> int:

@@ -24,6 +24,7 @@ class Ended:
     verdict: str | None  # of exit.json, if this attempt wrote it
     restart: int
     crashes_before: int = 0  # in a row, since the newest checkpoint appeared
+    cancelled: bool = False  # by `pathfm cancel`
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ def decide(ended: Ended, job: JobRecord | None) -> Decision:
     """`job`: what Slurm says now; None when nobody answers."""
     if ended.verdict == "done" or (ended.status == 0 and ended.verdict != "interrupted"):
         return Decision("done", "the run is finished")
+    if ended.cancelled:
+        return Decision("leave", "cancelled with 'pathfm cancel'; its checkpoint stays")
     if job is not None and (job.restarts > ended.restart or job.is_waiting):
         return Decision("leave", "Slurm is requeueing the job by itself")
     if job is not None and (job.is_completing or job.has_ended):
@@ -49,6 +52,11 @@ def decide(ended: Ended, job: JobRecord | None) -> Decision:
     if job is not None and job.preempt_time:
         return Decision("requeue", "preempted before it could save")
     return _of_a_crash(ended)
+
+
+def goes_on(job: JobRecord) -> bool:
+    """Whether a job that Slurm is ending is to start again, whatever its ranks have still to say."""
+    return job.is_completing and _of_a_job_that_ends(job).what == "requeue"
 
 
 def _of_a_job_that_ends(job: JobRecord) -> Decision:

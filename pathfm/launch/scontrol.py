@@ -37,7 +37,6 @@ class JobRecord:
     end_time: str = ""
     start_time: str = ""
     nodes: str = ""
-    may_requeue: bool = True
     array_element: str = ""  # JOB_INDEX: the first element's own number means the whole array to scancel
 
     @property
@@ -84,7 +83,6 @@ def parse_job(line: str) -> JobRecord:
         end_time=_known(fields.get("EndTime", "")),
         start_time=_known(fields.get("StartTime", "")),
         nodes=_known(fields.get("NodeList", "")),
-        may_requeue=fields.get("Requeue", "1") == "1",
         array_element=f"{fields['ArrayJobId']}_{index}" if (index := fields.get("ArrayTaskId", "")).isdigit() else "",
     )
 
@@ -114,8 +112,13 @@ def exclude_nodes(job: str, nodes: Sequence[str]) -> None:
 
 
 def cancel(job: str) -> None:
-    """End it for good: the trainer still leaves with a checkpoint. Raises `SlurmRefusal`."""
+    """End it for good, within KillWait. Raises `SlurmRefusal`."""
     _retried(["scancel", job], tries=2)
+
+
+def ask_to_leave(job: str) -> None:
+    """USR2 to the supervisor, which hands it to the ranks: they save, however long it takes. Raises `SlurmRefusal`."""
+    _retried(["scancel", "--signal=USR2", "--batch", job], tries=2)
 
 
 def _retried(words: Sequence[str], tries: int, patience_s: float = _PATIENCE_S) -> str:

@@ -9,7 +9,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import FrameType
 from typing import Any
@@ -21,13 +22,14 @@ from pathfm.launch.attempts import (
     Outcome,
     Submission,
     attempt_of,
+    is_cancelled,
     newest_checkpoint,
     note_outcome,
     note_submission,
     now,
     outcomes,
 )
-from pathfm.launch.decision import Decision, Ended, decide
+from pathfm.launch.decision import Decision, Ended, decide, goes_on
 from pathfm.launch.failure import first_failure
 from pathfm.launch.sbatch import SlurmJob, submit
 from pathfm.lifecycle.run import Run
@@ -38,28 +40,39 @@ _PASSED_ON = (signal.SIGUSR2, signal.SIGTERM)
 def batch_step(job: SlurmJob) -> int:
     """What submitit runs in the batch step. Returns 0 when the run is finished; else the job ends as the ranks did."""
     attempt = attempt_of(job.run_dir)
+    if is_cancelled(job.run_dir, attempt.job):  # while Slurm was requeueing it
+        return _stay_cancelled(attempt, EXIT_INTERRUPTED)
     attempt.folder.mkdir(parents=True, exist_ok=True)
+    early = _EarlyRequeue(attempt)
     _say(
         f"attempt {attempt.name} on {os.environ.get('SLURM_JOB_NODELIST', 'this node')}: logs are {attempt.log_pattern}"
     )
     # srun passes USR2 on to its tasks; at a TERM it would kill them.
-    status = supervise(job.command(attempt.log_pattern), as_signal=signal.SIGUSR2)
-    ended = Ended(status, _verdict(attempt), attempt.restart, _crashes_before(attempt, job))
-    decision, step = decide(ended, _record(attempt)), newest_checkpoint(job.run_dir)
+    status = supervise(job.command(attempt.log_pattern), as_signal=signal.SIGUSR2, at_term=early.begin)
+    cancelled = is_cancelled(job.run_dir, attempt.job)
+    ended = Ended(status, _verdict(attempt), attempt.restart, _crashes_before(attempt, job), cancelled)
+    decision, step = early.decision() or decide(ended, _record(attempt)), newest_checkpoint(job.run_dir)
     which = (attempt.job, attempt.restart, _lineage(attempt, job))
     made_of_it = (decision.what, decision.is_crash, decision.reason)
     note_outcome(job.run_dir, Outcome(*which, status, step, *made_of_it))
+    if cancelled and decision.what == "leave":
+        return _stay_cancelled(attempt, status)
     return _carry_out(decision, job, attempt, status, step)
 
 
-def supervise(command: Sequence[str], as_signal: int | None = None, **streams: Any) -> int:
+def supervise(
+    command: Sequence[str],
+    as_signal: int | None = None,
+    at_term: Callable[[], None] = lambda: None,
+    **streams: Any,
+) -> int:
     """Run `command` to its end. Returns its exit status as a shell would, 128 + n when signal n ended it.
 
     USR2 and TERM are passed on (as `as_signal`, if given) and never end the supervisor itself: whoever sends them wants
     the payload to save and leave, and somebody must be there afterwards to see how it left. The handlers stay; this is
-    the last thing that a process does.
+    the last thing that a process does. `at_term` is called once more for every TERM and must return at once.
     """
-    child = _Child(as_signal)
+    child = _Child(as_signal, at_term)
     for number in _PASSED_ON:
         signal.signal(number, child.pass_on)
     status = child.run(command, **streams)
@@ -69,12 +82,15 @@ def supervise(command: Sequence[str], as_signal: int | None = None, **streams: A
 class _Child:
     """The payload, and the signals that came before it had a process."""
 
-    def __init__(self, as_signal: int | None) -> None:
+    def __init__(self, as_signal: int | None, at_term: Callable[[], None]) -> None:
         self._as_signal = as_signal
+        self._at_term = at_term
         self._process: subprocess.Popen[bytes] | None = None
         self._early: list[int] = []
 
     def pass_on(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGTERM:
+            self._at_term()
         if self._process is None:
             self._early.append(number)
         else:
@@ -85,6 +101,39 @@ class _Child:
         for number in self._early:
             self._process.send_signal(self._as_signal or number)
         return self._process.wait()
+
+
+class _EarlyRequeue:
+    """Asks for the requeue as soon as Slurm ends the job by a limit or a preemption that cancels.
+
+    After KillWait the supervisor itself is killed, perhaps while the ranks are still saving.
+    """
+
+    def __init__(self, attempt: Attempt) -> None:
+        self._attempt = attempt
+        self._thread: threading.Thread | None = None
+        self._asked = False
+
+    def begin(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._ask, daemon=True)
+            self._thread.start()
+
+    def decision(self) -> Decision | None:
+        """None when nothing was asked, or refused: then all is still to be decided."""
+        if self._thread is not None:
+            self._thread.join()
+        return Decision("leave", "the job was ended by Slurm; it was requeued at once") if self._asked else None
+
+    def _ask(self) -> None:
+        record = _record(self._attempt)
+        if record is None or not goes_on(record) or is_cancelled(self._attempt.run_dir, self._attempt.job):
+            return
+        try:
+            scontrol.requeue(self._attempt.address)
+            self._asked = True
+        except scontrol.SlurmRefusal as refusal:
+            _say(f"Slurm does not requeue yet ({refusal})")
 
 
 def _verdict(attempt: Attempt) -> str | None:
@@ -128,6 +177,16 @@ def _carry_out(decision: Decision, job: SlurmJob, attempt: Attempt, status: int,
     if decision.what == "fail":
         Run(job.run_dir).write_exit("failed", step, f"{failure}\n{decision.reason}")
     raise SystemExit(status or EXIT_INTERRUPTED)  # past submitit, which would otherwise report every job as ended well
+
+
+def _stay_cancelled(attempt: Attempt, status: int) -> int:
+    """In Slurm's own books too, and also where Slurm is just requeueing the job."""
+    _say("cancelled with 'pathfm cancel'; the job does not go on")
+    try:
+        scontrol.cancel(attempt.address)
+    except scontrol.SlurmRefusal as refusal:
+        _say(f"scancel was refused: {refusal}")
+    raise SystemExit(status or EXIT_INTERRUPTED)
 
 
 def _start_again(job: SlurmJob, attempt: Attempt) -> None:

@@ -16,6 +16,7 @@ exit 1
 """
 _SCANCEL = """#!/bin/sh
 [ -e {folder}/denied ] && {{ echo "scancel: error: Kill job error on job id $1: Access/permission denied"; exit 1; }}
+[ $# -gt 1 ] && {{ echo "$*" >> {folder}/signalled; exit; }}
 echo "$1" >> {folder}/cancelled
 rm {folder}/job.$1
 """
@@ -51,6 +52,10 @@ class FakeSlurm:
 
     def cancelled(self) -> list[str]:
         return self._told("cancelled")
+
+    def signalled(self) -> list[str]:
+        """The words of scancel where it only sent a signal."""
+        return self._told("signalled")
 
     def _told(self, name: str) -> list[str]:
         path = self.folder / name

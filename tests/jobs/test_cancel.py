@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pathfm.__main__ import main as pathfm
-from pathfm.launch.attempts import Submission, note_submission
+from pathfm.launch.attempts import Submission, is_cancelled, note_submission
 from pathfm.lifecycle.run import Run
 from tests.jobs.fake_slurm import FakeSlurm, slurm
 
@@ -24,18 +24,28 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     return begun
 
 
-def test_every_live_job_is_cancelled_the_one_that_waits_for_another_first(run: Run, slurm: FakeSlurm, capsys: Capture):
+def test_a_job_that_trains_is_asked_to_save_and_one_that_waits_is_cancelled_first(
+    run: Run, slurm: FakeSlurm, capsys: Capture
+):
     slurm.job("12", EndTime="Unknown")
     slurm.job("13", like="waiting for another job")
     assert pathfm(["cancel", "vitb"]) == 0
-    assert slurm.cancelled() == ["13", "12"]
+    assert slurm.cancelled() == ["13"]
+    assert slurm.signalled() == ["--signal=USR2 --batch 12"]
+    assert is_cancelled(run.directory, "12")
     assert capsys.readouterr().out.splitlines() == [
         "cancelled job 13 of run vitb (waiting: Dependency)",
-        "cancelled job 12 of run vitb (running on n[1-2])",
-        "its checkpoints stay, the newest is of step 1,200; "
-        "a job that trains saves once more, if it can within Slurm's KillWait",
+        "cancelled job 12 of run vitb (running on n[1-2]); it saves and leaves",
+        "its checkpoints stay, the newest is of step 1,200",
         "go on with: pretrain.py --config vitb14 --resubmit",
     ]
+
+
+def test_whoever_cannot_wait_for_a_checkpoint_cancels_now(run: Run, slurm: FakeSlurm, capsys: Capture):
+    slurm.job("12", EndTime="Unknown")
+    assert pathfm(["cancel", "vitb", "--now"]) == 0
+    assert slurm.cancelled() == ["12"]
+    assert "cancelled job 12 of run vitb (running on n[1-2])\n" in capsys.readouterr().out
 
 
 def test_a_job_that_only_waited_has_nothing_to_save(run: Run, slurm: FakeSlurm, capsys: Capture):
@@ -46,7 +56,7 @@ def test_a_job_that_only_waited_has_nothing_to_save(run: Run, slurm: FakeSlurm, 
 
 
 def test_a_second_cancel_has_nothing_to_do(run: Run, slurm: FakeSlurm, capsys: Capture):
-    slurm.job("12")
+    slurm.job("12", like="waiting", StartTime="Unknown")
     assert pathfm(["cancel", "vitb"]) == 0
     capsys.readouterr()
     assert pathfm(["cancel", "vitb"]) == 0
@@ -61,7 +71,9 @@ def test_an_element_of_a_sweep_is_cancelled_once_and_alone(run: Run, slurm: Fake
     for number in ("77", "77_1"):
         slurm.job(number, like="element of an array", JobId="77", ArrayJobId="77", ArrayTaskId="1", JobState="RUNNING")
     assert pathfm(["cancel", "vitb"]) == 0
-    assert slurm.cancelled() == ["77_1"]
+    assert slurm.signalled() == ["--signal=USR2 --batch 77_1"]
+    assert is_cancelled(run.directory, "77")
+    assert slurm.cancelled() == []
 
 
 @pytest.mark.parametrize("state", ["completed", "cancelled", "time limit", "preempted"])
@@ -84,7 +96,7 @@ def test_a_run_that_is_reached_by_a_link_has_its_jobs_name_from_either(run: Run,
     run.directory.rename("elsewhere")
     run.directory.symlink_to(Path("elsewhere").absolute())
     slurm.job("12")
-    assert pathfm(["cancel", "vitb"]) == 0
+    assert pathfm(["cancel", "vitb", "--now"]) == 0
     assert slurm.cancelled() == ["12"]
 
 
@@ -92,7 +104,7 @@ def test_several_runs_are_cancelled_at_once(run: Run, slurm: FakeSlurm):
     note_submission(Path("runs/vitl"), Submission("20", "", 1, 8))
     slurm.job("12")
     slurm.job("20", name="vitl")
-    assert pathfm(["cancel", "vitb", "vitl"]) == 0
+    assert pathfm(["cancel", "--now", "vitb", "vitl"]) == 0
     assert slurm.cancelled() == ["12", "20"]
 
 
@@ -110,7 +122,7 @@ def test_a_refusal_is_told_in_slurms_own_words(run: Run, slurm: FakeSlurm, capsy
     said = capsys.readouterr()
     assert said.err.startswith("error: job 12 of run vitb was not cancelled: scancel: error: Kill job error")
     assert "cancelled job" not in said.out
-    assert "saves once more" not in said.out
+    assert "its checkpoints stay" not in said.out
 
 
 def test_a_controller_that_does_not_answer_is_one_line(run: Run, slurm: FakeSlurm, capsys: Capture):

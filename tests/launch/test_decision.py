@@ -1,8 +1,10 @@
 """Every row of what Slurm says when a step has ended, and what is to be done then."""
 
+from dataclasses import replace
+
 import pytest
 
-from pathfm.launch.decision import CRASHES_IN_A_ROW, Decision, Ended, decide
+from pathfm.launch.decision import CRASHES_IN_A_ROW, Decision, Ended, decide, goes_on
 from pathfm.launch.scontrol import JobRecord
 from tests.launch.recorded_jobs import record
 
@@ -50,6 +52,22 @@ def test_what_slurm_requeues_is_left_to_slurm(status: int, verdict: str | None, 
 def test_what_a_person_cancelled_stays_cancelled(status: int, verdict: str | None, job: JobRecord):
     decision = decide(left(status, verdict), job)
     assert decision == Decision("leave", "somebody cancelled the job; its checkpoint stays")
+
+
+@pytest.mark.parametrize("job", [None, RUNNING, IN_GRACE, REQUEUED, TIME_LIMIT, PREEMPTED_AND_CANCELLED])
+@pytest.mark.parametrize(("status", "verdict"), HOW_A_RANK_MAY_LEAVE)
+def test_what_pathfm_cancelled_does_not_go_on_whatever_else_happened(
+    status: int, verdict: str | None, job: JobRecord | None
+):
+    ended = replace(left(status, verdict), cancelled=True)
+    assert decide(ended, job) == Decision("leave", "cancelled with 'pathfm cancel'; its checkpoint stays")
+
+
+@pytest.mark.parametrize(
+    ("job", "goes"), [(RUNNING, False), (CANCELLED, False), (TIME_LIMIT, True), (PREEMPTED_AND_CANCELLED, True)]
+)
+def test_a_job_that_slurm_ends_but_nobody_cancelled_goes_on(job: JobRecord, goes: bool):
+    assert goes_on(job) is goes
 
 
 @pytest.mark.parametrize("job", [TIME_LIMIT, record("time limit")])

@@ -24,7 +24,6 @@ def test_a_job_that_runs():
         end_time="2026-11-26T17:10:16",
         start_time="2026-11-26T13:10:16",
         nodes="n[1-2]",
-        may_requeue=True,
     )
 
 
@@ -81,11 +80,6 @@ def test_an_element_of_an_array_has_a_number_of_its_own():
     assert "ArrayJobId=6 ArrayTaskId=3" in line  # asked for as 6_3
     assert parse_job(line).job == "7"
     assert [parse_job(line).job for line in lines("all of an array")] == ["6", "8", "7"]
-
-
-def test_a_job_that_may_not_be_requeued_says_so():
-    (line,) = lines("waiting")
-    assert not parse_job(line.replace("Requeue=1", "Requeue=0")).may_requeue
 
 
 def test_a_state_that_is_new_to_us_counts_as_live():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pathfm.launch.attempts import outcomes, submissions
+from pathfm.launch.attempts import note_cancelled, outcomes, submissions
 
 SUPERVISE = "import sys; from pathfm.launch.supervisor import supervise; sys.exit(supervise(sys.argv[1:]))"
 
@@ -108,6 +108,48 @@ def test_a_cancelled_job_is_left_alone(tmp_path: Path) -> None:
     completing = "echo JobId=7 JobState=COMPLETING Reason=None Restarts=0 PreemptTime=None EndTime=2026-01-01T00:00:00"
     _batch_step(tmp_path, srun="exit 75", scontrol=completing)
     assert [outcome.decision for outcome in outcomes(tmp_path / "r")] == ["leave"]
+
+
+# ranks that leave only when a requeue was asked for: a supervisor that waited for them first would wait for ever
+SLOW = "trap '' USR2; kill -TERM $PPID; until grep -q 'scontrol requeue' {folder}/bin/calls; do sleep 0.1; done"
+CUT_SHORT = "echo JobId=7 JobState=COMPLETING Reason=TimeLimit Restarts=0 EndTime=2026-01-01T00:00:00"
+
+
+def test_a_job_that_its_limit_ends_is_requeued_before_its_ranks_have_left(tmp_path: Path) -> None:
+    slow = f"{SLOW.format(folder=tmp_path)}; exit 75"
+    assert _batch_step(tmp_path, srun=slow, scontrol=CUT_SHORT).returncode == 75
+    assert [call for call in _calls(tmp_path) if call.startswith("scontrol requeue")] == ["scontrol requeue 7"]
+    assert [outcome.decision for outcome in outcomes(tmp_path / "r")] == ["leave"]
+
+
+def test_an_early_requeue_that_is_refused_is_tried_again_at_the_end(tmp_path: Path) -> None:
+    refused_once = (
+        f"case $1 in requeue) [ $(grep -c 'scontrol requeue' {tmp_path}/bin/calls) = 1 ] && "
+        f"{{ echo 'Requested operation is presently disabled' >&2; exit 1; }};; esac\n{CUT_SHORT}"
+    )
+    slow = f"{SLOW.format(folder=tmp_path)}; sleep 1; exit 75"
+    assert _batch_step(tmp_path, srun=slow, scontrol=refused_once).returncode == 75
+    assert _calls(tmp_path).count("scontrol requeue 7") == 2
+    assert [outcome.decision for outcome in outcomes(tmp_path / "r")] == ["requeue"]
+
+
+def test_a_run_that_was_asked_to_leave_for_good_is_cancelled_when_it_has_saved(tmp_path: Path) -> None:
+    note_cancelled(tmp_path / "r", "7")
+    note_cancelled(tmp_path / "r", "8")
+    done = _batch_step(tmp_path, srun="exit 75", scontrol=RUNNING, scancel="")
+    assert done.returncode == 75
+    assert _calls(tmp_path) == ["scancel 7"]  # it did not even begin
+    assert "cancelled with 'pathfm cancel'" in done.stderr
+
+
+def test_a_run_that_is_asked_to_leave_for_good_while_it_trains_is_not_requeued(tmp_path: Path) -> None:
+    asked = f'echo \'{{"job": "7"}}\' > {tmp_path}/r/cancelled.jsonl; exit 75'
+    _batch_step(tmp_path, srun=asked, scontrol=RUNNING, scancel="")
+    assert _calls(tmp_path)[-1] == "scancel 7"
+    assert not [call for call in _calls(tmp_path) if "requeue" in call]
+    assert [outcome.reason for outcome in outcomes(tmp_path / "r")] == [
+        "cancelled with 'pathfm cancel'; its checkpoint stays"
+    ]
 
 
 def test_where_slurm_may_not_requeue_a_new_job_follows(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ MpiDefault=none
 JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
 GresTypes=gpu
-KillWait=30
+KillWait={kill_wait}
 SlurmdTimeout=20
 MailProg=/bin/true
 SchedulerParameters=sched_interval=1,bf_interval=1,sched_min_interval=0,batch_sched_delay=0
@@ -71,6 +71,7 @@ class Cluster:
     preempt: str = "REQUEUE"  # or CANCEL
     user_signal: bool = False  # at the beginning of the grace time
     job_requeue: bool = True
+    kill_wait_s: int = 30
     _processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def __enter__(self) -> "Cluster":
@@ -143,6 +144,7 @@ class Cluster:
                 nodes=nodes,
                 low_mode=self.preempt,
                 grace=self.grace_s,
+                kill_wait=self.kill_wait_s,
             )
         )
         devices = " ".join(f"Name=gpu File={device}\n" for device in self._devices())

@@ -42,6 +42,15 @@ def _signal_without_requeue(trial: Trial) -> None:
     wait_for(trial.goes_on_in_another_job, 60, trial.told)
 
 
+def _pathfm_cancel(trial: Trial) -> None:
+    trial.pathfm("cancel", str(trial.run_dir))
+
+
+def _crash_loop(trial: Trial) -> None:
+    trial.break_the_code("raise RuntimeError('a fault in the code')")
+    trial.kill_rank(1)
+
+
 def _time_limit(trial: Trial) -> None:
     trial.lower_time_limit()
     wait_for(lambda: trial.record().restarts > 0 or trial.record().has_ended, 180, trial.told)
@@ -88,6 +97,7 @@ EVENTS = [
     Event("requeued by an admin", _by_admin),
     Event("USR2, then scancel", _then_cancelled, state="CANCELLED", comes_back=False),
     Event("scancel", _signal(), state="CANCELLED", comes_back=False),
+    Event("pathfm cancel", _pathfm_cancel, {"kill_wait_s": 2}, state="CANCELLED", comes_back=False),
     Event("one rank killed", _rank_killed, may_lose=True),
     *(
         _preemption(mode, grace_s, user_signal=user_signal)
@@ -96,5 +106,13 @@ EVENTS = [
     ),
     _preemption("CANCEL", 0, user_signal=False),
     _preemption("CANCEL", 10, user_signal=False),
+    # Supervisor and ranks are killed before anybody has saved.
+    Event(
+        "preemption, CANCEL, GraceTime 0, KillWait 1",
+        _preempted,
+        {"preempt": "CANCEL", "kill_wait_s": 1},
+        may_lose=True,
+    ),
+    Event("a crash at every start", _crash_loop, state="FAILED", comes_back=False),
     Event("node killed and set down", _node_lost, may_lose=True),
 ]

@@ -3,6 +3,7 @@
 A short selection; `make slurm-matrix` tries every event.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from tests.slurm.cluster import Cluster
 from tests.slurm.events import EVENTS
-from tests.slurm.trial import TOTAL_STEPS, Trial, interrupted, undisturbed
+from tests.slurm.trial import SETTINGS, TOTAL_STEPS, Trial, interrupted, undisturbed
 
 SELECTION = ["USR2, --full", "preemption, REQUEUE, GraceTime 10", "one rank killed", "USR2, then scancel"]
 
@@ -42,6 +43,31 @@ def test_the_demo_is_preempted_once_and_ends_with_the_same_losses(
     result = interrupted(trial, "preempted", lambda trial: trial.someone_more_important(), at_step=3)
     assert (result.state, len(result.starts), result.lost) == ("COMPLETED", 2, 0), trial.told()
     assert trial.losses() == undisturbed(tmp_path / "reference", place / "data", *recipe)
+
+
+def test_a_node_that_fails_its_examination_is_avoided_by_the_next_attempt(
+    cluster: Cluster, place: Path, tmp_path: Path
+) -> None:
+    bad = tmp_path / "bad"
+    prolog = tmp_path / "prolog.sh"  # whichever node comes first has a GPU that torch does not see
+    prolog.write_text(
+        f"#!/bin/sh\n[ -e {bad} ] || echo $SLURMD_NODENAME > {bad}\n"
+        f'[ "$(cat {bad})" = $SLURMD_NODENAME ] && gpu=0\necho export CUDA_VISIBLE_DEVICES=$gpu\n'
+    )
+    prolog.chmod(0o755)
+    settings = (*SETTINGS, "train.device=auto")
+    recipe = (str(tmp_path / "tiny.yaml"), *settings)
+    trial = Trial(
+        cluster, tmp_path, place / "data", "ill", recipe, nodes=1, profile=f"srun: ['--task-prolog={prolog}']\n"
+    )
+    trial.submit()
+    assert trial.until_ended() == "COMPLETED", trial.told()
+    first, last = trial.outcomes()
+    assert (first.decision, first.checkpoint, last.decision) == ("requeue", 0, "done")
+    doctor = json.loads((trial.run_dir / "logs" / f"{trial.job}.0" / "doctor.json").read_text())
+    assert doctor["failed_nodes"] == [bad.read_text().strip()]
+    assert trial.record().nodes not in ("", *doctor["failed_nodes"])
+    assert trial.checkpoint() == TOTAL_STEPS
 
 
 def test_a_crash_loop_ends_with_the_first_traceback_of_the_rank_that_failed(

@@ -35,16 +35,25 @@ _PATIENCE_S = 240.0
 class Trial:
     """One run, submitted by the launcher, which is gone before anything happens."""
 
-    def __init__(self, cluster: Cluster, folder: Path, data: Path, name: str, recipe: Sequence[str] = ()) -> None:
-        """`recipe`: another one and its settings, in place of the tiny model."""
+    def __init__(
+        self,
+        cluster: Cluster,
+        folder: Path,
+        data: Path,
+        name: str,
+        recipe: Sequence[str] = (),
+        nodes: int = len(NODES),
+        profile: str = "",
+    ) -> None:
+        """`recipe`: another one and its settings, in place of the tiny model. `profile`: further lines of YAML."""
         self.cluster, self.name = cluster, name
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "tiny.yaml").write_text(TINY)
-        (folder / "here.yaml").write_text(_PROFILE)
+        (folder / "here.yaml").write_text(_PROFILE + profile)
         self.run_dir = folder / "runs" / name
         config, *settings = recipe or (str(folder / "tiny.yaml"), *SETTINGS)
         files = ["--config", config, "--profile", str(folder / "here.yaml")]
-        where = ["--runs-dir", str(folder / "runs"), "--run", name, "--nodes", str(len(NODES)), "--cluster", "slurm"]
+        where = ["--runs-dir", str(folder / "runs"), "--run", name, "--nodes", str(nodes), "--cluster", "slurm"]
         self.words = [sys.executable, str(LAUNCHER), *files, *where]
         self.words += [f"train.dataset_path=Pathology:root={data}", *settings]
         self.job = ""
@@ -144,6 +153,13 @@ class Trial:
 
     def scancel(self, *options: str) -> None:
         self.cluster.run("scancel", *options, self.job)
+
+    def pathfm(self, *words: str) -> str:
+        """What a person types on the login node."""
+        command = [sys.executable, "-m", "pathfm", *words]
+        done = subprocess.run(command, env=self.cluster.environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
     def kill_rank(self, rank: int) -> None:
         os.kill(self.ranks()[rank], signal.SIGKILL)
