@@ -6,7 +6,7 @@ import shlex
 import shutil
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from pathfm.jobs.before_queue import data_folders, problems_of_container, proble
 from pathfm.jobs.earlier_jobs import being_submitted, standing, word_for
 from pathfm.jobs.sweep import points
 from pathfm.launch.attempts import Submission, note_submission, now
-from pathfm.launch.container import host_path, inside
+from pathfm.launch.container import Needs, host_path, removal_command, srun_options, task_command
 from pathfm.launch.local import gpus_of_this_machine, run_in_this_process, run_local
 from pathfm.launch.payload import one_process_per_gpu, trainer_command
 from pathfm.launch.profile import Profile, hours, read_profile
@@ -75,6 +75,7 @@ class SlurmOrder:
 
     @property
     def code(self) -> Path:
+        """The folder to import from: by the supervisor, and by the ranks unless the image has the code."""
         return self.folder / "code" / self.snapshot.name if self.snapshot else CONFIGS.parent
 
 
@@ -287,29 +288,39 @@ def _submit(order: SlurmOrder, arguments: Namespace) -> None:
 
 def _array(order: SlurmOrder, arguments: Namespace) -> SlurmArray:
     options = {name: value for name in _OF_SBATCH if (value := getattr(arguments, name)) is not None}
-    jobs = tuple(
-        SlurmJob(run.name, run.run_dir, order.nodes, order.profile, _payload(run, order), order.code, options)
-        for run in order.runs
-    )
+    jobs = tuple(_job(run, order, options) for run in order.runs)
     if not order.is_sweep:
         return array_of(jobs[0])
     return SlurmArray(order.name, order.folder / "submitit", jobs, arguments.parallel)
 
 
-def _payload(run: Pretraining, order: SlurmOrder) -> tuple[str, ...]:
-    profile, container = order.profile, order.profile.container
+def _job(run: Pretraining, order: SlurmOrder, options: Mapping[str, str | int | bool]) -> SlurmJob:
+    profile, container, needs = order.profile, order.profile.container, _needs(run, order)
     python = sys.executable if container.runtime == "none" else container.python
-    unbound = [folder for folder in data_folders(run.recipe) if host_path(container, folder) is None]
-    return tuple(
-        inside(
-            container,
-            trainer_command(python, frozen_recipe(run.frozen_recipe, run.code), run.run_dir, ()),
-            working_directory=Path.cwd(),
-            needs=(run.run_dir.parent, order.code, *unbound),
-            with_gpus=profile.gpus_per_node > 0,
-            environment=(*EXPORTED, *profile.environment),
-            user=f"{os.getuid()}:{os.getgid()}",
-        )
+    trainer = trainer_command(python, frozen_recipe(run.frozen_recipe, run.code), run.run_dir, ())
+    return SlurmJob(
+        run.name,
+        run.run_dir,
+        order.nodes,
+        profile,
+        tuple(task_command(container, trainer, needs)),
+        order.code,
+        options,
+        container_options=tuple(srun_options(container, needs)),
+        clean_up=tuple(removal_command(container, run.run_dir)),
+    )
+
+
+def _needs(run: Pretraining, order: SlurmOrder) -> Needs:
+    container = order.profile.container
+    return Needs(
+        working_directory=Path.cwd(),
+        run_dir=run.run_dir,
+        folders=tuple(folder for folder in data_folders(run.recipe) if host_path(container, folder) is None),
+        read_only=() if container.has_the_code else (order.code,),
+        gpus=order.profile.gpus_per_node > 0,
+        environment=(*EXPORTED, *order.profile.environment),
+        user=f"{os.getuid()}:{os.getgid()}",
     )
 
 

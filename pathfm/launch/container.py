@@ -1,53 +1,78 @@
-"""A command, wrapped so that it runs inside the profile's image. Pure."""
+"""A command as every task of a job starts it: as it is, or inside the profile's image. Pure.
 
+Apptainer and pyxis hand the host's environment over; docker and podman only what is named, which is done by name, so
+that no value (a W&B key) is ever on a command line.
+"""
+
+import shlex
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from pathfm.launch.profile import Container
 
-# docker hands over no variable that is not named; these tell a task its rank, its GPUs and how to report.
-_PASSED_TO_DOCKER = [
-    "CUDA_VISIBLE_DEVICES",
-    "SLURM_JOB_ID",
-    "SLURM_RESTART_COUNT",
-    "SLURM_STEP_ID",
-    "SLURM_PROCID",
-    "SLURM_LOCALID",
-    "SLURM_NTASKS",
-    "SLURM_NODEID",
-    "SLURM_NNODES",
-    "SLURM_STEP_NODELIST",
-    "SLURM_LAUNCH_NODE_IPADDR",
-    "WANDB_API_KEY",
-    "WANDB_BASE_URL",
-    "WANDB_MODE",
-]
+# Families of variables that a task reads: its rank, its GPUs, the network, how to report.
+_FAMILIES = ("CUDA", "FI", "GLOO", "NCCL", "NVIDIA", "OMP", "PATHFM", "SLURM", "SLURMD", "TORCH", "UCX", "WANDB")
+_PROXIES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
+_LABEL = "pathfm.run"
+
+# docker's daemon is outside of the job: it must be told the GPUs by their numbers on the node, and inside they count
+# from zero. `exec`, so that docker itself receives the signals of the task, which it hands on.
+_DOCKER_RUN = """\
+gpus=all
+if [ -n "$SLURM_STEP_GPUS" ]; then gpus="\\"device=$SLURM_STEP_GPUS\\""; unset CUDA_VISIBLE_DEVICES; fi
+exec docker run --env-file <(env | grep -E "$1") ${2:+"$2=$gpus"} "${@:3}\""""
 
 
-def inside(
-    container: Container,
-    command: Sequence[str],
-    *,
-    working_directory: Path,
-    needs: Iterable[Path],
-    with_gpus: bool,
-    environment: Iterable[str] = (),
-    user: str = "",
-) -> list[str]:
-    """`command` in the image. `needs`: folders that must be seen there at the same path, beside the profile's binds.
+@dataclass(frozen=True)
+class Needs:
+    """What a task must find inside, beside the profile's binds."""
 
-    For docker, which takes nothing over from the host: `environment` names the variables that the tasks read beyond
-    rank and GPUs, `user` (as UID:GID) is who will own the files of the run.
-    """
-    if container.runtime == "none":
+    working_directory: Path
+    run_dir: Path
+    folders: tuple[Path, ...] = ()  # seen at the same path
+    read_only: tuple[Path, ...] = ()  # likewise, and not to be changed: the code
+    gpus: bool = True
+    environment: tuple[str, ...] = ()  # names of variables beyond rank, GPUs, network and W&B
+    user: str = ""  # UID:GID who will own the files of the run, where the container has users of its own
+
+    @property
+    def writable(self) -> list[Path]:
+        return _outermost([self.working_directory, self.run_dir.parent, *self.folders])
+
+
+def task_command(container: Container, command: Sequence[str], needs: Needs) -> list[str]:
+    """What srun starts for every task."""
+    if container.has_the_code:
+        command = ["env", "--unset=PYTHONPATH", *command]  # there the supervisor finds its own
+    if container.runtime in ("none", "pyxis"):
         return list(command)
-    binds = [*container.binds, *(f"{path}:{path}" for path in _outermost([working_directory, *needs]))]
-    if container.runtime == "apptainer":
-        start = [*_apptainer(binds, with_gpus), "--pwd", str(working_directory)]
-    else:
-        names = dict.fromkeys([*_PASSED_TO_DOCKER, *environment])
-        start = [*_docker(binds, with_gpus, names, user), "--workdir", str(working_directory)]
-    return [*start, container.image, *command]
+    start = {"apptainer": _apptainer, "docker": _docker, "podman": _podman}[container.runtime]
+    return [*start(container, needs), container.image, *command]
+
+
+def srun_options(container: Container, needs: Needs) -> list[str]:
+    """What srun is told about the image: pyxis is a plugin of Slurm's."""
+    if container.runtime != "pyxis":
+        return []
+    image = [f"--container-image={container.image}", f"--container-mounts={','.join(_binds(container, needs))}"]
+    return [
+        *image,
+        f"--container-workdir={needs.working_directory}",
+        f"--container-env={','.join(needs.environment)}",  # these overrule the image's own
+        "--no-container-remap-root",
+        "--no-container-entrypoint",
+        *container.options,
+    ]
+
+
+def removal_command(container: Container, run_dir: Path) -> list[str]:
+    """For every node: end what a killed task may have left, because its container is no child of it. Or nothing."""
+    if container.runtime not in ("docker", "podman"):
+        return []
+    program, label = container.runtime, shlex.quote(f"label={_label(run_dir)}")
+    listing = f"{program} ps --all --quiet --filter {label}"
+    return ["sh", "-c", f"{listing} | xargs --no-run-if-empty {program} rm --force"]
 
 
 def host_path(container: Container, path: Path) -> Path | None:
@@ -59,20 +84,57 @@ def host_path(container: Container, path: Path) -> Path | None:
     return None
 
 
-def _apptainer(binds: Sequence[str], with_gpus: bool) -> list[str]:
+def _apptainer(container: Container, needs: Needs) -> list[str]:
     # the environment, the user, the network and /dev/shm are the host's without being asked for
-    gpus = ["--nv"] if with_gpus else []
-    return ["apptainer", "exec", *gpus, *_repeated("--bind", binds)]
+    gpus = ["--nv"] if needs.gpus else []
+    binds = _repeated("--bind", _binds(container, needs))
+    return ["apptainer", "exec", *gpus, *binds, "--pwd", str(needs.working_directory), *container.options]
 
 
-def _docker(binds: Sequence[str], with_gpus: bool, environment: Iterable[str], user: str) -> list[str]:
-    # --init: a first process that hands signals on and reaps workers
-    start = ["docker", "run", "--rm", "--init"]
-    owner = ["--user", user] if user else []
-    # what NCCL between nodes and loader workers need
-    shared = ["--network=host", "--ipc=host", "--ulimit=memlock=-1"]
-    gpus = ["--gpus=all"] if with_gpus else []
-    return [*start, *owner, *shared, *gpus, *_repeated("--env", environment), *_repeated("--volume", binds)]
+def _docker(container: Container, needs: Needs) -> list[str]:
+    owner = ["--user", needs.user] if needs.user else []
+    exact = [*_PROXIES, *needs.environment]
+    names = "|".join([f"({'|'.join(_FAMILIES)})_[A-Z0-9_]*", *dict.fromkeys(exact)])
+    gpus = "--gpus" if needs.gpus else ""
+    return ["bash", "-c", _DOCKER_RUN, "docker", f"^({names})=", gpus, *owner, *_isolated(container, needs)]
+
+
+def _podman(container: Container, needs: Needs) -> list[str]:
+    gpus = ["--device=nvidia.com/gpu=all"] if needs.gpus else []
+    names = [*(f"{family}_*" for family in _FAMILIES), *_PROXIES, *needs.environment]
+    environment = _repeated("--env", dict.fromkeys(names))
+    return ["podman", "run", "--userns=keep-id", *gpus, *environment, *_isolated(container, needs)]
+
+
+def _isolated(container: Container, needs: Needs) -> list[str]:
+    """What docker and podman have in common."""
+    return [
+        "--rm",
+        "--init",  # a first process that hands signals on and reaps workers
+        "--label",
+        _label(needs.run_dir),
+        "--network=host",  # NCCL between nodes
+        "--ipc=host",  # loader workers, NCCL within a node
+        "--ulimit=memlock=-1",  # RDMA
+        "--security-opt=label=disable",  # or SELinux hides the binds
+        *_repeated("--volume", _binds(container, needs)),
+        "--workdir",
+        str(needs.working_directory),
+        *container.options,
+    ]
+
+
+def _binds(container: Container, needs: Needs) -> list[str]:
+    """A folder inside another one comes after it."""
+    return [
+        *container.binds,
+        *(f"{path}:{path}" for path in needs.writable),
+        *(f"{path}:{path}:ro" for path in needs.read_only),
+    ]
+
+
+def _label(run_dir: Path) -> str:
+    return f"{_LABEL}={run_dir}"
 
 
 def _repeated(option: str, values: Iterable[str]) -> list[str]:

@@ -44,10 +44,19 @@ _SLURM_TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d\d))?(?::(\d\d))?")  # days, h
 class Container(Section):
     """The image in which every task runs; the launcher itself stays outside."""
 
-    runtime: Literal["none", "apptainer", "docker"] = "none"
-    image: str = ""  # a .sif file or sandbox folder for apptainer, a name with tag or digest for docker
+    runtime: Literal["none", "apptainer", "docker", "podman", "pyxis"] = "none"
+    image: str = (
+        ""  # a .sif file or sandbox folder for apptainer, else a name with a digest (or a .sqsh file for pyxis)
+    )
     binds: tuple[str, ...] = ()  # HOST:INSIDE[:ro]; the run, its recipe and the working directory are always bound
     python: str = "python"  # the interpreter inside the image
+    code: Literal["snapshot", "baked"] = "snapshot"  # what runs: the copy made at submission, or the image's package
+    options: tuple[str, ...] = ()  # further ones of the runtime, e.g. --device=/dev/infiniband for docker
+
+    @property
+    def has_the_code(self) -> bool:
+        """The package is the image's own."""
+        return self.runtime != "none" and self.code == "baked"
 
     @field_validator("binds")
     @classmethod

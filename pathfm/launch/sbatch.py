@@ -15,11 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from pathfm.errors import UserError
-from pathfm.launch.profile import Profile
+from pathfm.launch.profile import Container, Profile
 from pathfm.launch.scontrol import SlurmRefusal, show_job
 from pathfm.launch.srun import srun_command
 
-EXPORTED = ("OMP_NUM_THREADS", "PYTHONSAFEPATH", "PYTHONPATH")  # by the script of a job, for supervisor and ranks
+EXPORTED = (
+    "OMP_NUM_THREADS",
+    "PYTHONSAFEPATH",
+    "PYTHONPATH",
+    "PYTHONNOUSERSITE",
+    "PATHFM_IMAGE",
+)  # by the script of a job, for supervisor and ranks
 _SECONDS_TO_ANSWER = 20.0
 
 
@@ -35,6 +41,8 @@ class SlurmJob:
     code: Path | None = None  # the folder that holds the package to run; None: the one that is installed
     options: Mapping[str, str | int | bool] = field(default_factory=dict)  # further ones of sbatch, by long names
     first_job: str | None = None  # of a chain in which each job follows another
+    container_options: tuple[str, ...] = ()  # of srun, where Slurm itself starts the image
+    clean_up: tuple[str, ...] = ()  # a command for each node, before and after the ranks
 
     @property
     def folder(self) -> Path:
@@ -44,9 +52,16 @@ class SlurmJob:
     def command(self, output: str) -> list[str]:
         """The srun line. `output`: the log of a rank, with %t in the place of its number."""
         profile = self.profile
+        options = (*profile.srun, *self.container_options)
         return srun_command(
-            self.nodes, profile.tasks_per_node, profile.cpus_per_task, self.payload, output=output, options=profile.srun
+            self.nodes, profile.tasks_per_node, profile.cpus_per_task, self.payload, output=output, options=options
         )
+
+    def clean_up_command(self) -> list[str]:
+        """The srun line that runs `clean_up` once on each node; empty when there is nothing to clean."""
+        if not self.clean_up:
+            return []
+        return srun_command(self.nodes, 1, 1, self.clean_up, output="/dev/null", options=("--overlap",))
 
 
 @dataclass(frozen=True)
@@ -158,9 +173,16 @@ def executor_parameters(job: SlurmJob) -> dict[str, Any]:
 def _setup_lines(job: SlurmJob) -> list[str]:
     """Shell lines of the batch step; what they export, the ranks have too."""
     profile = job.profile
-    variables = {"OMP_NUM_THREADS": str(_threads(profile)), **profile.environment}
+    variables = {"OMP_NUM_THREADS": str(_threads(profile)), **_of_image(profile.container), **profile.environment}
     exports = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
     return [*profile.setup, *exports, *(_code_lines(job.code) if job.code else [])]
+
+
+def _of_image(container: Container) -> dict[str, str]:
+    if container.runtime == "none":
+        return {}
+    # noted in the run's provenance; and nobody's ~/.local may go before what the image holds
+    return {"PATHFM_IMAGE": container.image, "PYTHONNOUSERSITE": "1"}
 
 
 def _code_lines(code: Path) -> list[str]:

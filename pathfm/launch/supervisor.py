@@ -34,6 +34,7 @@ from pathfm.launch.failure import first_failure
 from pathfm.launch.sbatch import SlurmJob, submit
 from pathfm.lifecycle.run import Run
 
+_SECONDS_TO_CLEAN_UP = 60.0
 _PASSED_ON = (signal.SIGUSR2, signal.SIGTERM)
 
 
@@ -44,11 +45,13 @@ def batch_step(job: SlurmJob) -> int:
         return _stay_cancelled(attempt, EXIT_INTERRUPTED)
     attempt.folder.mkdir(parents=True, exist_ok=True)
     early = _EarlyRequeue(attempt)
+    _clean_up(job)
     _say(
         f"attempt {attempt.name} on {os.environ.get('SLURM_JOB_NODELIST', 'this node')}: logs are {attempt.log_pattern}"
     )
     # srun passes USR2 on to its tasks; at a TERM it would kill them.
     status = supervise(job.command(attempt.log_pattern), as_signal=signal.SIGUSR2, at_term=early.begin)
+    _clean_up(job)
     cancelled = is_cancelled(job.run_dir, attempt.job)
     ended = Ended(status, _verdict(attempt), attempt.restart, _crashes_before(attempt, job), cancelled)
     decision, step = early.decision() or decide(ended, _record(attempt)), newest_checkpoint(job.run_dir)
@@ -134,6 +137,15 @@ class _EarlyRequeue:
             self._asked = True
         except scontrol.SlurmRefusal as refusal:
             _say(f"Slurm does not requeue yet ({refusal})")
+
+
+def _clean_up(job: SlurmJob) -> None:
+    """End containers that killed tasks of this run left on our nodes: they would hold the run, the GPUs, the ports."""
+    if command := job.clean_up_command():
+        try:
+            subprocess.run(command, stdin=subprocess.DEVNULL, timeout=_SECONDS_TO_CLEAN_UP, check=True)
+        except (OSError, subprocess.SubprocessError) as error:
+            _say(f"containers may be left on the nodes: {error}")
 
 
 def _verdict(attempt: Attempt) -> str | None:

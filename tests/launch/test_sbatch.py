@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pathfm.errors import UserError
-from pathfm.launch.container import inside
+from pathfm.launch.container import Needs, removal_command, srun_options, task_command
 from pathfm.launch.payload import trainer_command
 from pathfm.launch.profile import Container, Profile, read_profile
 from pathfm.launch.sbatch import (
@@ -31,22 +31,32 @@ HOME = Path("/home/me")
 
 
 DOCKER = Container(runtime="docker", image="hospital/pathfm:1", binds=("/data/tiles:/data/tiles:ro",))
+PYXIS = Container(runtime="pyxis", image="/images/pathfm.sqsh", binds=DOCKER.binds, code="baked")
 OPTIONS = {"exclude": "n[3-4]", "dependency": "afterok:12", "reservation": "night", "comment": "a first try, 2 nodes"}
 
 
 def _job(profile: Profile, nodes: int = 4, home: Path = HOME, name: str = "vitl14", sweep: str = "") -> SlurmJob:
     run_dir = home / "runs" / name
     code = home / "runs" / (sweep or name) / "code"
-    payload = inside(
-        profile.container,
-        trainer_command("python", run_dir / "code" / "recipe_0123456789ab.yaml", run_dir, ()),
+    needs = Needs(
         working_directory=home,
-        needs=(run_dir.parent, code),
-        with_gpus=profile.gpus_per_node > 0,
+        run_dir=run_dir,
+        read_only=() if profile.container.has_the_code else (code / "ba9876543210",),
+        gpus=profile.gpus_per_node > 0,
         environment=(*EXPORTED, *profile.environment),
         user="1000:100",
     )
-    return SlurmJob(name, run_dir, nodes, profile, tuple(payload), code / "ba9876543210")
+    trainer = trainer_command("python", run_dir / "code" / "recipe_0123456789ab.yaml", run_dir, ())
+    return SlurmJob(
+        name,
+        run_dir,
+        nodes,
+        profile,
+        tuple(task_command(profile.container, trainer, needs)),
+        code / "ba9876543210",
+        container_options=tuple(srun_options(profile.container, needs)),
+        clean_up=tuple(removal_command(profile.container, run_dir)),
+    )
 
 
 def _array(profile: Profile, home: Path = HOME) -> SlurmArray:
@@ -88,6 +98,7 @@ def _slurm_on_path(folder: Path, monkeypatch: pytest.MonkeyPatch, sbatch: str, s
         ("slurm", array_of(_job(read_profile(PROFILES / "slurm.yaml")))),
         ("hospital", array_of(_job(read_profile(PROFILES / "hospital.yaml")))),
         ("job_in_docker", array_of(_job(Profile(container=DOCKER, environment={"NCCL_DEBUG": "WARN"})))),
+        ("job_in_pyxis", array_of(_job(Profile(container=PYXIS)))),
         ("sweep", _array(read_profile(PROFILES / "hospital.yaml", {"time_limit_hours": 12.5, "qos": "short"}))),
     ],
 )
