@@ -23,7 +23,6 @@ EXPORTED = (
     "OMP_NUM_THREADS",
     "PYTHONSAFEPATH",
     "PYTHONPATH",
-    "PYTHONNOUSERSITE",
     "PATHFM_IMAGE",
 )  # by the script of a job, for supervisor and ranks
 _SECONDS_TO_ANSWER = 20.0
@@ -179,10 +178,8 @@ def _setup_lines(job: SlurmJob) -> list[str]:
 
 
 def _of_image(container: Container) -> dict[str, str]:
-    if container.runtime == "none":
-        return {}
-    # noted in the run's provenance; and nobody's ~/.local may go before what the image holds
-    return {"PATHFM_IMAGE": container.image, "PYTHONNOUSERSITE": "1"}
+    """For the run's provenance."""
+    return {} if container.runtime == "none" else {"PATHFM_IMAGE": container.image}
 
 
 def _code_lines(code: Path) -> list[str]:
