@@ -30,7 +30,6 @@ SlurmctldPort={controller_port}
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
-CryptoType=crypto/munge
 AuthInfo=socket={folder}/munge.socket,cred_expire=5
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool.%n
@@ -130,7 +129,7 @@ class Cluster:
             f"CPUs=8 RealMemory=4000 Gres=gpu:{TASKS_PER_NODE} State=UNKNOWN"
             for node, port in zip(NODES, ports[1:], strict=True)
         )
-        parameters = "SlurmctldParameters=preempt_send_user_signal\n" if self.user_signal else ""
+        parameters = f"{_user_signal(slurm_version())}\n" if self.user_signal else ""
         self.conf.write_text(
             _SLURM_CONF.format(
                 host=socket.gethostname(),
@@ -149,6 +148,8 @@ class Cluster:
         )
         devices = " ".join(f"Name=gpu File={device}\n" for device in self._devices())
         (self.folder / "gres.conf").write_text(devices)
+        if slurm_version() >= (23, 11):  # which look for cgroups even where nothing uses them
+            (self.folder / "cgroup.conf").write_text("CgroupPlugin=disabled\n")
 
     def _devices(self) -> list[Path]:
         """Character devices that stand for GPUs: null devices where we may make some, else terminals."""
@@ -195,12 +196,26 @@ def missing_programs() -> list[str]:
     return [name for name in PROGRAMS if shutil.which(name, path=SEARCH_PATH) is None]
 
 
+def slurm_version() -> tuple[int, int]:
+    """Year and month, e.g. (22, 5)."""
+    said = subprocess.run(["slurmctld", "-V"], env={"PATH": SEARCH_PATH}, capture_output=True, text=True, check=True)
+    year, month = said.stdout.split()[-1].split(".")[:2]
+    return int(year), int(month)
+
+
 def wait_for(is_so: Callable[[], object], seconds: float, why: Callable[[], str] = str) -> None:
     deadline = time.monotonic() + seconds
     while not is_so():
         if time.monotonic() > deadline:
             raise AssertionError(f"it did not come to pass within {seconds:g} s\n{why()}")
         time.sleep(0.1)
+
+
+def _user_signal(version: tuple[int, int]) -> str:
+    """The line of slurm.conf that has USR2 sent at the beginning of a preemption."""
+    if version >= (24, 11):
+        return "PreemptParameters=send_user_signal"
+    return "SlurmctldParameters=preempt_send_user_signal"
 
 
 def _free_ports(number: int) -> list[int]:
