@@ -17,6 +17,7 @@ VERBS = {
     "train": "train on this machine (the ancestors' -m pathfm.train)",
     "checkpoints": "list and verify the checkpoints of a run",
     "doctor": "examine this machine, the run's folders and the cluster before a run does",
+    "image": "compare a job's image with this machine and with this code's pins",
     "submit": "submit a run to Slurm, or run it here (launchers/pretrain.py)",
     "profile": "write a profile for the cluster at hand, or print one",
     "status": "where runs stand: in the queue, in steps, in checkpoints",

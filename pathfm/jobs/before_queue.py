@@ -1,4 +1,4 @@
-"""Whatever can be wrong with a run is found before it waits in a queue: data, batch, folders, image. Without torch."""
+"""Whatever can be wrong with a run is found before it waits in a queue: data, batch, folders. Without torch."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -44,17 +44,6 @@ def _train_as_begun(recipe: Recipe, run_dir: Path) -> TrainConfig:
         return recipe.train
     begun = build(Recipe, [read_layer(run_dir / "recipe.yaml")]).train.global_batch_size
     return recipe.train.model_copy(update={"global_batch_size": recipe.train.global_batch_size or begun})
-
-
-def problems_of_container(container: Container) -> Iterator[str]:
-    """One line for each file of the container that is not on this machine."""
-    if container.runtime == "none":
-        return
-    if container.runtime == "apptainer" and "://" not in container.image and not Path(container.image).exists():
-        yield f"there is no image {container.image}"
-    for bind in container.binds:
-        if not Path(host := bind.split(":")[0]).exists():
-            yield f"there is no {host} to bind into the container"
 
 
 def stop_at(problems: Sequence[str]) -> None:

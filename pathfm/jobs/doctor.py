@@ -16,6 +16,7 @@ from pathfm.jobs.arguments import CONFIGS, parse_with_overrides
 from pathfm.jobs.before_queue import data_folders, problems_of_run
 from pathfm.jobs.examination import cluster, machine, places
 from pathfm.jobs.examination.finding import Finding, Verdict, examined, findings_table, of_problem, worst
+from pathfm.jobs.examination.image import container_findings
 from pathfm.jobs.examination.places import SILENT_MOUNT
 from pathfm.jobs.submit import PROFILES
 from pathfm.jobs.training_set import open_training_set
@@ -151,7 +152,19 @@ def of_machine(subject: Subject) -> Iterator[Finding]:
             "Slurm", lambda: cluster.slurm(is_needed=subject.profile is not None), 30, "ask the administrator"
         )
     if profile := subject.profile:
-        yield examined("container", lambda: cluster.container(profile), 60, SILENT_MOUNT)
+        yield from _of_container(profile)
+
+
+def _of_container(profile: Profile) -> list[Finding]:
+    """In a thread of its own as every check, for an image lies on a mount too."""
+    found: list[Finding] = []
+
+    def look() -> Finding:
+        found.extend(container_findings(profile))
+        return found[0]
+
+    first = examined("container", look, 60, SILENT_MOUNT)
+    return found or [first]
 
 
 def _with_torch(subject: Subject) -> tuple[list[Finding], int | None]:

@@ -14,8 +14,10 @@ from pathlib import Path
 from pathfm.config import build, find_file, read_layer, to_yaml
 from pathfm.errors import UserError, listed
 from pathfm.jobs.arguments import CONFIGS, parse_with_overrides
-from pathfm.jobs.before_queue import data_folders, problems_of_container, problems_of_run, stop_at
+from pathfm.jobs.before_queue import data_folders, problems_of_run, stop_at
 from pathfm.jobs.earlier_jobs import being_submitted, standing, word_for
+from pathfm.jobs.examination.finding import Finding, Verdict
+from pathfm.jobs.examination.image import container_findings
 from pathfm.jobs.sweep import points
 from pathfm.launch.attempts import Submission, note_submission, now
 from pathfm.launch.container import Needs, host_path, removal_command, srun_options, task_command
@@ -176,7 +178,10 @@ def _run(arguments: Namespace, suffix: str = "", overrides: Sequence[str] = ()) 
 
 def _on_slurm(arguments: Namespace) -> int:
     order = _order(arguments)
-    problems = list(dict.fromkeys(_problems(order)))
+    of_image = list(container_findings(order.profile))
+    problems = list(dict.fromkeys([*_problems(order), *_in_words(of_image, "fail")]))
+    for note in _in_words(of_image, "warn"):
+        print(f"note: {note}", file=sys.stderr)
     if arguments.dry_run:
         print(_shown(_array(order, arguments)), end="")
         for problem in problems:
@@ -229,7 +234,10 @@ def _problems(order: SlurmOrder) -> Iterator[str]:
     for run in order.runs:
         yield from problems_of_run(run.recipe, run.run_dir, ranks, order.profile.container)
         yield from _other_recipe(run)
-    yield from problems_of_container(order.profile.container)
+
+
+def _in_words(findings: Sequence[Finding], verdict: Verdict) -> list[str]:
+    return [f"{finding.found}; {finding.advice}" for finding in findings if finding.verdict == verdict]
 
 
 def _other_recipe(run: Pretraining) -> Iterator[str]:

@@ -160,10 +160,19 @@ def _where_and_what() -> dict[str, Any]:
         "command": shlex.join([sys.executable, *sys.argv]),
         "host": socket.gethostname(),
         "code": str(code),
+        "code_is": _kind_of_code(code),
+        "image": os.environ.get("PATHFM_IMAGE"),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in _PACKAGES},
         **commit_and_diff(code),
     }
+
+
+def _kind_of_code(code: Path) -> str:
+    """Whether a copy made at submission runs, a checkout, or an installed package (in an image: the image's own)."""
+    if (code / ORIGIN).is_file():
+        return "snapshot"
+    return "checkout" if (code / ".git").exists() else "installed"
 
 
 def _version(package: str) -> str | None:

@@ -12,9 +12,10 @@ import pytest
 from pathfm.jobs.doctor import Subject, data, main
 from pathfm.jobs.examination import cluster, machine, places
 from pathfm.jobs.examination.finding import Finding, examined, findings_table, of_problem, worst
-from pathfm.launch.profile import Container, Profile
+from pathfm.launch.profile import Profile
 from pathfm.recipe import read_recipe
 from pathfm.track.config import WandbConfig
+from tests.jobs.fake_programs import programs
 from tests.jobs.journeys import TINY, make_tiles
 
 MOUNTINFO = """\
@@ -23,15 +24,6 @@ MOUNTINFO = """\
 31 22 0:26 / /scratch/big\\040disk rw,relatime - lustre mds@tcp:/lfs rw
 32 30 0:27 / /home/me rw - tmpfs tmpfs rw
 """
-
-
-def programs(folder: Path, monkeypatch: pytest.MonkeyPatch, **scripts: str) -> None:
-    """Only these are on PATH, each a shell script."""
-    folder.mkdir()
-    for name, script in scripts.items():
-        (folder / name.replace("_", "-")).write_text(f"#!/bin/sh\n{script}\n")
-        (folder / name.replace("_", "-")).chmod(0o755)
-    monkeypatch.setenv("PATH", str(folder))
 
 
 def of_check(name: str, findings: list[dict[str, str]]) -> dict[str, str]:
@@ -267,48 +259,6 @@ def test_slurms_programs_are_on_path_or_named(tmp_path: Path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
     assert cluster.slurm(is_needed=True).verdict == "fail"
     assert cluster.slurm(is_needed=False).verdict == "ok"
-
-
-def profile_with(image: Path | str, **container: object) -> Profile:
-    return Profile(container=Container(runtime="apptainer", image=str(image), **container))
-
-
-def test_an_image_or_a_bind_that_is_not_there_fails(tmp_path: Path):
-    finding = cluster.container(profile_with(tmp_path / "none.sif", binds=("/no/tiles:/tiles",)))
-    assert finding.verdict == "fail"
-    assert "there is no image" in finding.found
-    assert "/no/tiles" in finding.found
-    assert cluster.container(Profile()).verdict == "ok"
-
-
-def test_a_runtime_that_only_the_set_up_brings_is_worth_a_warning(tmp_path: Path, monkeypatch):
-    programs(tmp_path / "bin", monkeypatch)
-    profile = profile_with(tmp_path)
-    assert cluster.container(profile).verdict == "fail"
-    with_setup = profile.model_copy(update={"setup": ("module load apptainer",)})
-    assert cluster.container(with_setup).verdict == "warn"
-
-
-@pytest.mark.parametrize(
-    ("image", "proctrack", "has_setuid", "verdict"),
-    [
-        ("image.sif", "proctrack/linuxproc", False, "warn"),
-        ("image.sif", "proctrack/linuxproc", True, "ok"),
-        ("image.sif", "proctrack/cgroup", False, "ok"),
-        ("sandbox", "proctrack/linuxproc", False, "ok"),
-    ],
-)
-def test_an_image_that_dies_of_a_tasks_signals_is_worth_a_warning(
-    tmp_path: Path, monkeypatch, image: str, proctrack: str, has_setuid: bool, verdict: str
-):
-    (tmp_path / image).touch()
-    starter = tmp_path / "apptainer" / "bin" / "starter-suid"
-    starter.parent.mkdir(parents=True)
-    starter.touch()
-    starter.chmod(0o4755 if has_setuid else 0o755)
-    config = f"echo 'ProctrackType           = {proctrack}'"
-    programs(tmp_path / "bin", monkeypatch, scontrol=config, apptainer=f"echo LIBEXECDIR={tmp_path}")
-    assert cluster.container(profile_with(tmp_path / image)).verdict == verdict
 
 
 def test_wandb_is_connected_to_only_when_something_is_to_be_sent(monkeypatch):

@@ -198,7 +198,7 @@ def test_an_image_and_a_bind_that_are_not_there_stop_the_submission(
     profile = tmp_path / "mine.yaml"
     profile.write_text("container: {runtime: apptainer, image: /no/such.sif, binds: ['/no/tiles:/tiles']}\n")
     settings = [f"train.dataset_path=Pathology:root={data}", "train.batch_size_per_gpu=1"]
-    with pytest.raises(UserError, match=r"no image /no/such\.sif .*/no/tiles to bind"):
+    with pytest.raises(UserError, match=r"no image /no/such\.sif.*/no/tiles to bind"):
         main(["--config", "vits14", "--profile", str(profile), "--runs-dir", str(tmp_path / "runs"), *settings])
 
 
@@ -206,7 +206,11 @@ def test_data_that_the_container_shows_elsewhere_is_checked_where_the_host_has_i
     tmp_path: Path, data: Path, queue: FakeSlurm, capsys: pytest.CaptureFixture[str]
 ) -> None:
     profile = tmp_path / "mine.yaml"
-    profile.write_text(f"container: {{runtime: docker, image: x, binds: ['{data}:/in/the/image:ro']}}\n")
+    (queue.folder / "docker").write_text("#!/bin/sh\nexit 1\n")
+    (queue.folder / "docker").chmod(0o755)
+    profile.write_text(
+        f"container: {{runtime: docker, image: 'x@sha256:1', binds: ['{data}:/in/the/image:ro']}}\ngpus_per_node: 0\n"
+    )
     settings = ["train.dataset_path=Pathology:root=/in/the/image", "train.batch_size_per_gpu=1"]
     arguments = ["--config", "vits14", "--profile", str(profile), "--runs-dir", str(tmp_path / "runs"), *settings]
     assert main([*arguments, "--dry-run"]) == 0

@@ -1,19 +1,15 @@
-"""Slurm, the container and W&B, as the machine sees them from which a run is submitted."""
+"""Slurm and W&B, as the machine sees them from which a run is submitted."""
 
 import os
 import re
 import shutil
 import socket
-import stat
 import subprocess
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from pathfm.jobs.before_queue import problems_of_container
 from pathfm.jobs.examination.finding import Finding
-from pathfm.launch.profile import Profile
 from pathfm.track.config import WandbConfig
 from pathfm.track.weights_and_biases import wandb_mode
 
@@ -43,39 +39,6 @@ def _ping() -> tuple[str, bool]:
     lines = (done.stdout.strip() or done.stderr.strip()).splitlines() or ["scontrol ping says nothing"]
     up = [line for line in lines if re.search(r"\bUP\b", line)]
     return (up or lines)[-1].removeprefix("scontrol: "), bool(up)
-
-
-def container(profile: Profile) -> Finding:
-    """The image and the binds are there, and so is the program that starts the image."""
-    image, runtime = profile.container, profile.container.runtime
-    if runtime == "none":
-        return Finding("container", "ok", "none; every task runs this python")
-    if problems := list(problems_of_container(image)):
-        return Finding("container", "fail", "; ".join(problems), "mend the profile, or put them there")
-    if not shutil.which(runtime):
-        if profile.setup:
-            advice = f"fine if the profile's set-up brings it: {'; '.join(profile.setup)}"
-            return Finding("container", "warn", f"{runtime} is not on PATH here", advice)
-        return Finding("container", "fail", f"{runtime} is not on PATH", "load its module in the profile's 'setup'")
-    if runtime == "apptainer" and _dies_of_signals(image.image):
-        found = f"{image.image} is mounted by a process of the task, which proctrack/linuxproc signals with the task"
-        advice = "a checkpoint may be cut off: unpack the image (apptainer build --sandbox), or use proctrack/cgroup"
-        return Finding("container", "warn", found, advice)
-    return Finding("container", "ok", f"{runtime}, {image.image}")
-
-
-def _dies_of_signals(image: str) -> bool:
-    """A .sif, Apptainer without setuid, and a Slurm that signals all descendants of a task, met together."""
-    if not image.endswith(".sif") or not shutil.which("scontrol"):
-        return False
-    config = _run(["scontrol", "show", "config"]).stdout
-    return re.search(r"^ProctrackType\s*=\s*proctrack/linuxproc", config, re.M) is not None and not _has_setuid()
-
-
-def _has_setuid() -> bool:
-    folder = re.search(r"^LIBEXECDIR=(.+)$", _run(["apptainer", "buildcfg"]).stdout, re.M)
-    starter = Path(folder[1] if folder else "/usr/libexec", "apptainer", "bin", "starter-suid")
-    return starter.exists() and bool(starter.stat().st_mode & stat.S_ISUID)
 
 
 def weights_and_biases(config: WandbConfig, environment: Mapping[str, str] = os.environ) -> Finding:
