@@ -174,7 +174,7 @@ def profile_text(site: Site, name: str) -> str:
             "  ", " "
         ),
         f"# Look it over, add what is not known to Slurm, and start with --profile {name}.",
-        "# hospital.yaml shows every key in use: account, container, memory, set-up, variables.",
+        "# example.yaml shows every key in use: account, container, memory, set-up, variables.",
     ]
     partitions = ["# Partitions:", *_partition_table(site).splitlines()]
     preemption = ["# Preemption and signals:", *(f"#   {line}" for line in preemption_in_words(site))]

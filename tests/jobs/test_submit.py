@@ -146,7 +146,7 @@ def test_a_python_without_pathfm_is_told_how_to_get_it(tmp_path: Path) -> None:
         (["--config", "vits14", "--run", "../other"], "'../other' cannot be a run's name"),
         (["--config", "vits14", "--no-resume"], "--no-resume is not for Slurm"),
         (["--config", "vits14", "--nodes", "0"], "--nodes is 0"),
-        (["--config", "vits14", "--profile", "hospitl"], "did you mean 'hospital'? there are: hospital, slurm"),
+        (["--config", "vits14", "--profile", "exampel"], "did you mean 'example'? there are: example, slurm"),
         (["--config", "vits14", "--runs-dir", "/tmp/100%j"], "'%'"),
         (["--config", "vits14", "--cluster", "local", "--nodes", "2"], "--nodes is for --cluster slurm"),
         (["--config", "vits14", "--cluster", "debug", "--profile", "slurm"], "--profile is for --cluster slurm"),
@@ -237,7 +237,7 @@ def test_options_overrule_the_profile_and_further_ones_go_to_sbatch(capsys: pyte
     where = ["--gpus-per-node", "2", "--partition", "low", "--account", "a", "--qos", "q", "--constraint", "h100"]
     further = ["--exclude", "n[3-4]", "--dependency", "afterok:5", "--reservation", "r", "--comment", "two words"]
     options = [*where, "--time", "1-12:30:00", *further]
-    assert main(["--config", "vits14", "--profile", "hospital", "--dry-run", *options]) == 0
+    assert main(["--config", "vits14", "--profile", "example", "--dry-run", *options]) == 0
     shown = capsys.readouterr().out.splitlines()
     for line in ("gres=gpu:a100:2", "partition=low", "account=a", "qos=q", "constraint=h100", "time=2190"):
         assert f"#SBATCH --{line}" in shown

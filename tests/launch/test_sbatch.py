@@ -96,10 +96,10 @@ def _slurm_on_path(folder: Path, monkeypatch: pytest.MonkeyPatch, sbatch: str, s
     ("name", "array"),
     [
         ("slurm", array_of(_job(read_profile(PROFILES / "slurm.yaml")))),
-        ("hospital", array_of(_job(read_profile(PROFILES / "hospital.yaml")))),
+        ("example", array_of(_job(read_profile(PROFILES / "example.yaml")))),
         ("job_in_docker", array_of(_job(Profile(container=DOCKER, environment={"NCCL_DEBUG": "WARN"})))),
         ("job_in_pyxis", array_of(_job(Profile(container=PYXIS)))),
-        ("sweep", _array(read_profile(PROFILES / "hospital.yaml", {"time_limit_hours": 12.5, "qos": "short"}))),
+        ("sweep", _array(read_profile(PROFILES / "example.yaml", {"time_limit_hours": 12.5, "qos": "short"}))),
     ],
 )
 def test_the_text_is_the_recorded_one(name: str, array: SlurmArray) -> None:
@@ -107,7 +107,7 @@ def test_the_text_is_the_recorded_one(name: str, array: SlurmArray) -> None:
 
 
 def test_a_dry_run_shows_what_a_submission_submits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    job = _job(read_profile(PROFILES / "hospital.yaml"), home=tmp_path / "a folder with spaces")
+    job = _job(read_profile(PROFILES / "example.yaml"), home=tmp_path / "a folder with spaces")
     shown = array_text(array_of(job))
     assert not job.folder.exists()
     _slurm_on_path(tmp_path / "bin", monkeypatch, sbatch=f'cp "$1" {tmp_path}/got; echo Submitted batch job 77')
