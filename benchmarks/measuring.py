@@ -43,11 +43,11 @@ def forget(file: Path) -> None:
         os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def machine() -> str:
-    """Processor, cores and torch of this machine, for the head of a table."""
+def machine(torch: str = "") -> str:
+    """Processor, cores and torch (this Python's, unless another is named) of this machine, for the head of a table."""
     models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     model = models[0].partition(":")[2].strip() if models else "unknown processor"
-    return f"{len(os.sched_getaffinity(0))} cores of {model}, torch {version('torch')}"
+    return f"{len(os.sched_getaffinity(0))} cores of {model}, torch {torch or version('torch')}"
 
 
 def command() -> str:

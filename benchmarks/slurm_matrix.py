@@ -24,7 +24,7 @@ from tests.slurm.cluster import SEARCH_PATH, Cluster, missing_programs
 from tests.slurm.events import EVENTS, Event
 from tests.slurm.trial import SAVED_EVERY, TOTAL_STEPS, Result, Trial, interrupted, undisturbed
 
-_COLUMNS = ["event", "ends as", "attempts from step", "lost", "checkpoint", "requeued", "next step", "losses", ""]
+COLUMNS = ["event", "ends as", "attempts from step", "lost", "checkpoint", "requeued", "next step", "losses", ""]
 _HEAD = """# What becomes of a run when its job is ended
 
 {machine}, {version}, {today}
@@ -50,7 +50,7 @@ def main() -> int:
         ["slurmctld", "-V"], capture_output=True, text=True, env={"PATH": SEARCH_PATH}
     ).stdout.strip()
     print(_HEAD.format(machine=machine(), version=version, today=date.today(), steps=TOTAL_STEPS, every=SAVED_EVERY))
-    print(f"| {' | '.join(_COLUMNS)} |\n| {' | '.join('---' for _ in _COLUMNS)} |", flush=True)
+    print(f"| {' | '.join(COLUMNS)} |\n| {' | '.join('---' for _ in COLUMNS)} |", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         data = make_tiles(Path(folder))
         reference = undisturbed(Path(folder) / "reference", data)
@@ -61,25 +61,35 @@ def main() -> int:
 
 def _row(event: Event, folder: Path, data: Path, reference: list[dict[str, Any]]) -> bool:
     started = time.monotonic()
+    result, losses = tried(event, folder, data)
+    result.same = losses == reference
+    print(f"| {' | '.join([event.name, *cells(event, result)])} |", flush=True)
+    print(f"{event.name}: {time.monotonic() - started:.0f} s", file=sys.stderr)
+    return is_as_it_should_be(event, result)
+
+
+def tried(event: Event, folder: Path, data: Path, profile: str = "") -> tuple[Result, list[dict[str, Any]]]:
+    """What became of a run on a cluster of its own, and what it logged. `profile`: more lines of the profile."""
     with Cluster(folder / "cluster", **event.cluster) as cluster:
-        trial = Trial(cluster, folder, data, "run")
+        trial = Trial(cluster, folder, data, "run", profile=profile)
         try:
             result = interrupted(trial, event.name, event.happen)
         except AssertionError as error:  # something did not come to pass; the other rows are still worth having
             print(f"{event.name}: {error}", file=sys.stderr)
             result = Result(event.name, "(not in time)")
-        result.same = trial.losses() == reference
-    good = _is_as_it_should_be(event, result)
+        return result, trial.losses()
+
+
+def cells(event: Event, result: Result) -> list[str]:
+    """A row of the table, without the event's name."""
     steps = ", ".join(map(str, result.starts))
     times = [_seconds(result.to_checkpoint_s), _seconds(result.to_requeue_s), _seconds(result.to_next_step_s)]
     losses = "equal" if result.same else "-" if not event.comes_back else "DIFFER"
-    verdict = "" if good else "NOT AS IT SHOULD BE"
-    print(f"| {' | '.join([event.name, result.state, steps, str(result.lost), *times, losses, verdict])} |", flush=True)
-    print(f"{event.name}: {time.monotonic() - started:.0f} s", file=sys.stderr)
-    return good
+    verdict = "" if is_as_it_should_be(event, result) else "NOT AS IT SHOULD BE"
+    return [result.state, steps, str(result.lost), *times, losses, verdict]
 
 
-def _is_as_it_should_be(event: Event, result: Result) -> bool:
+def is_as_it_should_be(event: Event, result: Result) -> bool:
     came_back = len(result.starts) > 1 and result.same
     kept_all = result.lost == 0 or event.may_lose
     return result.state == event.state and came_back == event.comes_back and kept_all

@@ -337,7 +337,8 @@ def _shown(array: SlurmArray) -> str:
     text = array_text(array).rstrip()
     for job in array.jobs:
         command = shlex.join(job.command(str(job.run_dir / "logs" / "JOB.RESTART" / "rank_%t.log")))
-        text += f"\n\n# The supervisor of run {job.name} starts this, and waits for it:\n# {command}"
+        lines = [f"The supervisor of run {job.name} starts this, and waits for it:", *command.splitlines()]
+        text += "\n\n" + "\n".join(f"# {line}" for line in lines)
     return f"{text}\n"
 
 

@@ -220,6 +220,17 @@ def test_data_that_the_container_shows_elsewhere_is_checked_where_the_host_has_i
     assert main(arguments) == 0
 
 
+def test_what_a_dry_run_shows_is_a_script_also_where_a_command_has_several_lines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    profile = tmp_path / "mine.yaml"
+    profile.write_text("container: {runtime: docker, image: 'x@sha256:1'}\n")
+    assert main(["--config", "vits14", "--profile", str(profile), "--dry-run"]) == 0
+    _, _, starts = capsys.readouterr().out.partition("starts this, and waits for it:\n")
+    assert "exec docker run" in starts
+    assert {line[:2] for line in starts.splitlines()} == {"# "}
+
+
 def test_a_submission_says_the_job_and_how_to_follow_it(
     tmp_path: Path, data: Path, queue: FakeSlurm, capsys: pytest.CaptureFixture[str]
 ) -> None:
