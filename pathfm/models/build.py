@@ -20,13 +20,15 @@ SIZES: dict[Architecture, Size] = {
     "vit_base": Size(768, 12, 12),  # ViT, arXiv 2010.11929
     "vit_large": Size(1024, 24, 16),  # ViT
     "vit_giant2": Size(1536, 40, 24),  # DINOv2 table 17
+    "vit4k_xs": Size(192, 6, 6),  # HIPT, arXiv 2206.02647: the transformer over a region's patch features
 }
 
 
-def build_backbone(config: StudentConfig, image_size: int, *, drop_path: bool) -> ViT:
+def build_backbone(config: StudentConfig, image_size: int, *, drop_path: bool, has_mask_token: bool = True) -> ViT:
     """The student's backbone, or with `drop_path=False` the teacher's and anyone's who only reads features.
 
-    `image_size` is the size in px of the crops for which positions are learned: the global crops.
+    `image_size` is the size of the crops for which positions are learned, the global crops: in px, or in patches where
+    patch features are read. `has_mask_token`: whether the method masks patches.
     """
     size = SIZES[config.arch]
     return ViT(
@@ -44,6 +46,8 @@ def build_backbone(config: StudentConfig, image_size: int, *, drop_path: bool) -
         interpolate_antialias=config.interpolate_antialias,
         interpolate_offset=config.interpolate_offset,
         attention=config.attention,
+        feature_width=config.feature_width,
+        has_mask_token=has_mask_token,
     )
 
 

@@ -2,19 +2,22 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pathfm.config import Section
 
-Architecture = Literal["vit_tiny", "vit_small", "vit_base", "vit_large", "vit_giant2"]
+Architecture = Literal["vit_tiny", "vit_small", "vit_base", "vit_large", "vit_giant2", "vit4k_xs"]
 FeedForward = Literal["mlp", "swiglu", "swiglufused"]
 AttentionChoice = Literal["auto", "sdpa", "xformers"]
 
 
 class StudentConfig(Section):
-    """Size and shape of the vision transformer."""
+    """Size and shape of the vision transformer, and whether it reads images or grids of patch features."""
 
     arch: Architecture = "vit_large"  # DINOv2's default recipe
+    # Width of the patch features that the network reads in place of images, as `pathfm extract --regions` makes them.
+    # Crops are then windows of their grid, crop sizes are counted in patches, and patch_size is 1.
+    feature_width: Annotated[int, Field(gt=0)] | None = None
     patch_size: Annotated[int, Field(gt=0)] = 16  # DINOv2's default recipe; its published models use 14
     drop_path_rate: Annotated[float, Field(ge=0, lt=1)] = 0.3  # DINOv2's default recipe; 0.4 for ViT-L and ViT-g
     drop_path_uniform: bool = True  # DINOv2's default recipe; false lets the rate grow linearly with depth
@@ -29,3 +32,9 @@ class StudentConfig(Section):
     # below: speed only
     attention: AttentionChoice = "auto"  # xFormers where a tiny forward and backward proves it works, else SDPA
     block_chunks: Annotated[int, Field(ge=0)] = 0  # accepted from old recipes: models here are never chunked
+
+    @model_validator(mode="after")
+    def _features_are_patches(self) -> "StudentConfig":
+        if self.feature_width is not None and self.patch_size != 1:
+            raise ValueError(f"patch_size is 1 where patch features are read (feature_width), not {self.patch_size}")
+        return self

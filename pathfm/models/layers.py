@@ -1,6 +1,7 @@
 """The parts of a vision transformer block, on packed tokens, with the official checkpoints' names.
 
-T tokens of all crops together   D width   B crops   L patches of a crop   h, w crop size in pixels
+T tokens of all crops together   D width   B crops   L patches of a crop   h, w crop size in pixels, or for
+patch features rows and columns of their grid   C width of patch features
 """
 
 import torch
@@ -33,6 +34,23 @@ class PatchEmbed(nn.Module):
 
     def forward(self, images: Float[Tensor, "B 3 h w"]) -> Float[Tensor, "B L D"]:
         return self.proj(images).flatten(2).transpose(1, 2)
+
+
+class FeatureEmbed(nn.Sequential):
+    """A grid of patch features as tokens: a linear layer and a GELU (HIPT, arXiv 2206.02647, appendix A)."""
+
+    def __init__(self, feature_width: int, width: int) -> None:
+        super().__init__(nn.Linear(feature_width, width), nn.GELU())
+        self.feature_width = feature_width
+
+    def grid_of(self, features: Float[Tensor, "B C h w"]) -> tuple[int, int]:
+        """Rows and columns of the grid. Raises `UserError` for features of another width."""
+        if features.shape[1] != self.feature_width:
+            raise UserError(f"features are {features.shape[1]} wide, the model reads {self.feature_width}")
+        return features.shape[2], features.shape[3]
+
+    def forward(self, features: Float[Tensor, "B C h w"]) -> Float[Tensor, "B L D"]:
+        return super().forward(features.flatten(2).transpose(1, 2))
 
 
 class Norm(nn.LayerNorm):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pathfm.models.attention import Backend, Layout, choose_backend, token_slices
 from pathfm.models.config import AttentionChoice, FeedForward
-from pathfm.models.layers import Block, LayerScale, Norm, PatchEmbed
+from pathfm.models.layers import Block, FeatureEmbed, LayerScale, Norm, PatchEmbed
 from pathfm.models.position import resized_positions
 
 
@@ -32,6 +32,8 @@ class ViT(nn.Module):
 
     `drop_path_rates` has one rate per block and so sets the depth. `image_size` (px) sets the learned position grid;
     crops of any whole number of patches are accepted, and their positions are resampled from it.
+    With `feature_width` it reads grids of patch features [B, C, h, w] in place of images (HIPT, arXiv 2206.02647), whose
+    sides are crop sizes; `patch_size` is then 1. Without `has_mask_token` nothing can be masked, as in DINO's models.
     """
 
     def __init__(
@@ -52,6 +54,8 @@ class ViT(nn.Module):
         interpolate_antialias: bool = False,
         interpolate_offset: float = 0.1,
         attention: AttentionChoice = "auto",
+        feature_width: int | None = None,
+        has_mask_token: bool = True,
     ) -> None:
         super().__init__()
         self.width = width
@@ -63,8 +67,12 @@ class ViT(nn.Module):
         self.cls_token = nn.Parameter(torch.empty(1, 1, width))
         self.pos_embed = nn.Parameter(torch.empty(1, 1 + (image_size // patch_size) ** 2, width))
         self.register_tokens = nn.Parameter(torch.empty(1, num_register_tokens, width)) if num_register_tokens else None
-        self.mask_token = nn.Parameter(torch.empty(1, width))
-        self.patch_embed = PatchEmbed(patch_size, width)
+        self.mask_token = nn.Parameter(torch.empty(1, width)) if has_mask_token else None
+        if feature_width is None:
+            self.patch_embed = PatchEmbed(patch_size, width)
+        else:
+            assert patch_size == 1, patch_size
+            self.phi = FeatureEmbed(feature_width, width)
         self.blocks = nn.ModuleList(
             Block(
                 width,
@@ -82,6 +90,11 @@ class ViT(nn.Module):
         self.norm = Norm(width)
         self.initialise()
 
+    @property
+    def embed(self) -> PatchEmbed | FeatureEmbed:
+        """What makes tokens of the input. Checkpoints call it `patch_embed`, or `phi` where features are read."""
+        return self.phi if hasattr(self, "phi") else self.patch_embed
+
     @torch.no_grad()
     def initialise(self) -> None:
         """DINOv2's initial weights, drawn from torch's default generator; the patch projection keeps torch's own."""
@@ -89,7 +102,8 @@ class ViT(nn.Module):
         nn.init.normal_(self.cls_token, std=1e-6)
         if self.register_tokens is not None:
             nn.init.normal_(self.register_tokens, std=1e-6)
-        nn.init.zeros_(self.mask_token)
+        if self.mask_token is not None:
+            nn.init.zeros_(self.mask_token)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
@@ -136,9 +150,11 @@ class ViT(nn.Module):
         return outputs
 
     def _tokens_of(self, images: Float[Tensor, "B 3 h w"], mask: Bool[Tensor, "B L"] | None) -> Float[Tensor, "B N D"]:
-        grid = self.patch_embed.grid_of(images)
-        patches = self.patch_embed(images).to(self.cls_token.dtype)  # autocast embeds in bf16; the sum stays in fp32
+        embed = self.embed
+        grid = embed.grid_of(images)
+        patches = embed(images).to(self.cls_token.dtype)  # autocast embeds in bf16; the sum stays in fp32
         if mask is not None:
+            assert self.mask_token is not None, "a model without mask token sees everything"
             patches = torch.where(mask[:, :, None], self.mask_token, patches)
         class_position, patch_positions = self.pos_embed[0, :1], self.pos_embed[0, 1:]
         patches = patches + resized_positions(

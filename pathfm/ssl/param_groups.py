@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from pathfm.schedule import StepValues
 
 _BLOCK = re.compile(r"backbone\.blocks\.(\d+)\.")
-_INPUT = re.compile(r"backbone\.(cls_token|pos_embed|mask_token|register_tokens$|patch_embed\.)")
+_INPUT = re.compile(r"backbone\.(cls_token|pos_embed|mask_token|register_tokens$|patch_embed\.|phi\.)")
 _AFTER_BLOCKS = re.compile(r"(backbone\.norm|dino_head|ibot_head)\.")
 _NOT_DECAYED = re.compile(r"\.bias$|norm|gamma")
 
