@@ -1,7 +1,7 @@
 """The vision transformer of DINOv2 (arXiv 2304.07193): registers, LayerScale, drop path, masked patches, packed crops.
 
 B crops of a group   L patches of a crop   R registers   N = 1 + R + L tokens of a crop   T tokens of all crops together
-D width   h, w crop size in px
+D width   h, w crop size in px   C 3, or the width of patch features
 A crop's tokens are in the order class token, registers, patches (row-major over the grid).
 """
 
@@ -32,8 +32,8 @@ class ViT(nn.Module):
 
     `drop_path_rates` has one rate per block and so sets the depth. `image_size` (px) sets the learned position grid;
     crops of any whole number of patches are accepted, and their positions are resampled from it.
-    With `feature_width` it reads grids of patch features [B, C, h, w] in place of images (HIPT, arXiv 2206.02647), whose
-    sides are crop sizes; `patch_size` is then 1. Without `has_mask_token` nothing can be masked, as in DINO's models.
+    With `feature_width` it reads grids of patch features [B, C, h, w] in place of images (HIPT, arXiv 2206.02647); a
+    crop's size is then a side of its grid, `patch_size` 1. Without `has_mask_token` nothing can be masked, as in DINO.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class ViT(nn.Module):
         return self._features_of(tokens, self.norm(tokens), layout)
 
     def intermediate_layers(
-        self, images: Float[Tensor, "B 3 h w"], blocks: int | Sequence[int] = 1, *, norm: bool = True
+        self, images: Float[Tensor, "B C h w"], blocks: int | Sequence[int] = 1, *, norm: bool = True
     ) -> list[Features]:
         """Features after the last `blocks` blocks (or after the blocks of these numbers), in the order of the blocks.
 
@@ -149,7 +149,7 @@ class ViT(nn.Module):
                 outputs += self._features_of(tokens, self.norm(tokens) if norm else tokens, layout)
         return outputs
 
-    def _tokens_of(self, images: Float[Tensor, "B 3 h w"], mask: Bool[Tensor, "B L"] | None) -> Float[Tensor, "B N D"]:
+    def _tokens_of(self, images: Float[Tensor, "B C h w"], mask: Bool[Tensor, "B L"] | None) -> Float[Tensor, "B N D"]:
         embed = self.embed
         grid = embed.grid_of(images)
         patches = embed(images).to(self.cls_token.dtype)  # autocast embeds in bf16; the sum stays in fp32
