@@ -5,7 +5,7 @@ PY := .venv/bin/python
 ENV := .venv/complete
 DEMO := demo
 
-.PHONY: env test lint demo soak slurm-matrix lock clean
+.PHONY: env test lint demo soak slurm-matrix lock image-lock image-resolve image-test clean
 
 env: $(ENV)
 
@@ -43,6 +43,22 @@ lock:
 	build/lock/bin/pip install --quiet $(PIP_FLAGS) "torch==2.13.0" "setuptools>=77" && build/lock/bin/pip install --quiet $(PIP_FLAGS) -e ".[dev]"
 	{ head -n 1 docker/cpu.lock; build/lock/bin/pip list --format=freeze --exclude-editable | grep -v -E '^(pip|wheel)==' | sed 's/+cpu$$//'; } > build/cpu.lock
 	mv build/cpu.lock docker/cpu.lock
+
+RESOLVER := build/resolver/bin/python
+
+build/resolver/complete:
+	$(PYTHON) -m venv build/resolver
+	$(RESOLVER) -m pip install --quiet --disable-pip-version-check --upgrade $(PIP_FLAGS) "pip>=25" uv
+	@touch $@
+
+image-lock: build/resolver/complete
+	$(RESOLVER) docker/resolve.py make
+
+image-resolve: build/resolver/complete
+	$(RESOLVER) docker/resolve.py check
+
+image-test:
+	docker/image_test.sh $(ARGS)
 
 clean:
 	rm -rf .venv build demo *.egg-info
