@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import model_validator
 
@@ -14,7 +14,7 @@ from pathfm.data.config import DataConfig
 from pathfm.errors import UserError
 from pathfm.models.config import StudentConfig
 from pathfm.parallel.config import ParallelConfig
-from pathfm.ssl.config import DinoConfig, IbotConfig, TeacherConfig
+from pathfm.ssl.config import DinoConfig, IbotConfig, MethodName, TeacherConfig
 from pathfm.track.config import WandbConfig
 from pathfm.training.config import OptimConfig, TrainConfig
 
@@ -46,9 +46,9 @@ _NOT_IDENTITY = (
 
 
 class Recipe(Section):
-    """Every group of settings. The defaults are those of the DINOv2 family."""
+    """Every group of settings. The defaults are those of the DINOv2 family; `read_recipe` knows those of DINO."""
 
-    method: Literal["dinov2"] = "dinov2"
+    method: MethodName = "dinov2"
     train: TrainConfig = TrainConfig()
     student: StudentConfig = StudentConfig()
     teacher: TeacherConfig = TeacherConfig()
@@ -63,10 +63,44 @@ class Recipe(Section):
     wandb: WandbConfig = WandbConfig()
 
     @model_validator(mode="after")
+    def _dino_masks_nothing(self) -> "Recipe":
+        if self.method == "dino" and (self.ibot.loss_weight or self.ibot.mask_sample_probability):
+            raise ValueError("method dino has no loss on masked patches; leave 'ibot' out, or take method: dinov2")
+        return self
+
+    @model_validator(mode="after")
     def _crops_are_whole_patches(self) -> "Recipe":
         for name in ("global_crops_size", "local_crops_size"):
             patches_per_side(getattr(self.crops, name), self.student.patch_size, f"crops.{name}")
         return self
+
+
+# What DINO's default recipe (arXiv 2104.14294, section 3.2, and its code) has otherwise than DINOv2's. Both have 100
+# epochs, ten of warm-up, and one in which the prototypes stay.
+DEFAULTS_OF_DINO = Layer(
+    "the defaults of method dino",
+    {
+        "dino": {"norm_last_layer": True, "koleo_loss_weight": 0.0},
+        "ibot": {"loss_weight": 0.0, "mask_sample_probability": 0.0},
+        "student": {
+            "arch": "vit_small",
+            "patch_size": 16,
+            "drop_path_rate": 0.1,
+            "drop_path_uniform": False,
+            "layerscale": 0.0,
+            "interpolate_offset": 0.0,
+        },
+        "teacher": {"momentum_teacher": 0.996, "teacher_temp": 0.04, "warmup_teacher_temp_pct": 0.0},
+        "optim": {
+            "base_lr": 5e-4,
+            "scaling_rule": "linear_wrt_256",
+            "clip_grad_of": "parameter",
+            "patch_embed_lr_mult": 1.0,
+            "layerwise_decay": 1.0,
+        },
+        "crops": {"global_crops_scale": [0.4, 1.0], "local_crops_scale": [0.05, 0.4]},
+    },
+)
 
 
 @dataclass(frozen=True)
@@ -84,7 +118,8 @@ def read_recipe(path: Path | None, overrides: Sequence[str] = ()) -> ReadRecipe:
     epochs = _epochs(layers)
     layers = [_translate(layer, epochs, notes) for layer in layers]
     defaults = Layer("the defaults", Recipe().model_dump(mode="json"))  # so that ${group.key} may refer to them
-    return ReadRecipe(build(Recipe, [defaults, *layers]), tuple(notes))
+    of_method = [DEFAULTS_OF_DINO] if _method(layers) == "dino" else []
+    return ReadRecipe(build(Recipe, [defaults, *of_method, *layers]), tuple(notes))
 
 
 def written_out(recipe: Recipe) -> Recipe:
@@ -183,6 +218,11 @@ def _translate(layer: Layer, epochs: float, notes: list[str]) -> Layer:
         target[new_key] = result[1]
         notes.append(f"{layer.source}: {old} is read as {result[0]}={result[1]}")
     return Layer(layer.source, tree)
+
+
+def _method(layers: Sequence[Layer]) -> Any:
+    """What the layers ask for, the last first; what cannot be read is left to the validation."""
+    return next((layer.tree["method"] for layer in reversed(layers) if "method" in layer.tree), None)
 
 
 def _epochs(layers: Sequence[Layer]) -> float:

@@ -1,25 +1,47 @@
 """A picture of a batch for a person to look at: what the network is about to see."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
-from jaxtyping import Bool, UInt8
+import torch
+from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 from torch import Tensor
 
 from pathfm.batch import Batch
 from pathfm.sheets import captioned, in_columns, stacked
 
+_PATCH_PX = 12  # of a patch whose features are shown
 _VEIL, _VEIL_OPACITY = np.array([0, 128, 136]), 0.85  # a teal that neither tissue nor a solarised crop has
 
 
 def crops_picture(batch: Batch, patch_size: int, num_samples: int = 8) -> Image.Image:
     """One row per sample: its global crops, the same with the masked patches veiled, then its local crops.
 
-    `batch` holds uint8 crops on the CPU, as `Assemble` makes them; `patch_size` is in pixels.
+    `batch` holds uint8 crops on the CPU, as `Assemble` makes them; `patch_size` is in pixels. Or it holds windows of
+    patch features: their three main components in this batch are shown as red, green and blue.
     """
+    if batch.global_crops.is_floating_point():
+        batch, patch_size = _coloured(batch), _PATCH_PX
     rows = [_sample_row(batch, patch_size, sample) for sample in range(min(num_samples, batch.num_samples))]
     return stacked(rows)
+
+
+def _coloured(batch: Batch) -> Batch:
+    """Windows of features as crops to look at, a square of `_PATCH_PX` for each patch."""
+    features = batch.global_crops.permute(0, 2, 3, 1).flatten(0, 2).double()
+    mean = features.mean(0)
+    _, axes = torch.linalg.eigh((features - mean).T @ (features - mean))
+    axes = axes[:, -3:].flip(1)
+    lengths = ((features - mean) @ axes).std(0).clamp(min=1e-12)
+
+    def as_pixels(windows: Float[Tensor, "rows D s s"]) -> UInt8[Tensor, "rows 3 S S"]:
+        components = (windows.permute(0, 2, 3, 1).double() - mean) @ axes / lengths
+        colours = (components / 4 + 0.5).clamp(0, 1).mul(255).byte().permute(0, 3, 1, 2)  # two deviations each way
+        return colours.repeat_interleave(_PATCH_PX, 2).repeat_interleave(_PATCH_PX, 3)
+
+    return replace(batch, global_crops=as_pixels(batch.global_crops), local_crops=as_pixels(batch.local_crops))
 
 
 def _sample_row(batch: Batch, patch_size: int, sample: int) -> Image.Image:

@@ -16,12 +16,12 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
 from torch.utils.data import DataLoader, Dataset
 
 from pathfm.batch import Batch, Skipped
-from pathfm.data.config import MAX_NEIGHBOURS, MAX_PIXELS
-from pathfm.data.decode import DecodeError, decode
+from pathfm.data.config import MAX_NEIGHBOURS
+from pathfm.data.decode import DecodeError
+from pathfm.data.decode import decode as decode_image
 from pathfm.data.order import BatchPlan, Order
 from pathfm.errors import UserError, listed
 
@@ -53,9 +53,10 @@ class Sample:
 
     position: int  # in the sample order
     sample: int  # row of the data set that was read
-    image: UInt8[np.ndarray, "H W 3"]
+    image: np.ndarray  # uint8 [H, W, 3], or float [h, w, D] for a grid of patch features
 
 
+Decode = Callable[[bytes], np.ndarray]  # raises `DecodeError`
 Assemble = Callable[[list[Sample], int], Batch]  # samples of a part of a rank's batch, and the batch's number
 
 
@@ -67,23 +68,23 @@ def load_batches(
     *,
     numbers: Iterable[int],
     num_workers: int = 0,
+    decode: Decode = decode_image,
     max_neighbours: int = MAX_NEIGHBOURS,
-    max_pixels: int = MAX_PIXELS,
     prefetch_batches: int = 2,
     pin_memory: bool = False,
 ) -> Iterator[Batch]:
     """This rank's share of the batches of these numbers, in order, each in `plan.parts` parts.
 
     A sample that cannot be decoded is replaced by the first of its cohort's next rows that can (`max_neighbours` are
-    tried), keeps its position's random draws, and is reported in `Batch.skipped`. `dataset` and `assemble` must be
-    picklable when there are workers.
+    tried), keeps its position's random draws, and is reported in `Batch.skipped`. `dataset`, `assemble` and `decode`
+    must be picklable when there are workers.
     Raises `UserError` for a batch larger than the data set, neighbours that are all damaged and a worker that died.
     """
     if plan.global_batch_size > order.epoch_size:
         raise UserError(f"a batch of {plan.global_batch_size} is larger than an epoch of {order.epoch_size} samples")
     if not num_workers:
         _keep_opencv_in_one_thread()
-    batches = _RankBatches(dataset, order, plan, assemble, max_neighbours, max_pixels)
+    batches = _RankBatches(dataset, order, plan, assemble, decode, max_neighbours)
     loader = _loader(batches, _Parts(numbers, plan.parts), num_workers, prefetch_batches, pin_memory)
     items = _with_clear_deaths(loader) if num_workers else iter(loader)
     return _batches_of(items)
@@ -114,8 +115,8 @@ class _RankBatches(Dataset[Batch | UserError]):
     order: Order
     plan: BatchPlan
     assemble: Assemble
+    decode: Decode
     max_neighbours: int
-    max_pixels: int
 
     def __getitem__(self, part: _Part) -> Batch | UserError:
         try:
@@ -136,7 +137,7 @@ class _RankBatches(Dataset[Batch | UserError]):
         dataset = self.dataset
         for sample in self._tried(row):
             try:
-                return Sample(position, sample, decode(dataset.read_bytes(sample), self.max_pixels))
+                return Sample(position, sample, self.decode(dataset.read_bytes(sample)))
             except DecodeError as error:
                 cohort, file = dataset.cohort_of(sample), dataset.name_of(sample)
                 skipped.append(Skipped(position, sample, cohort, file, str(error)))

@@ -1,8 +1,10 @@
 """Bytes of a region's .pt file -> its features, one row for each patch of the region's grid, row-major."""
 
+import math
 from io import BytesIO
 from pickle import UnpicklingError
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -40,6 +42,22 @@ class RegionFeatures:
 
     def _place(self, sample: int) -> str:
         return f"{self.dataset.name_of(sample)} in {self.dataset.tar_of(sample)}"
+
+
+def decode_grid(encoded: bytes, width: int, smallest: int) -> Float[np.ndarray, "h w D"]:
+    """A region's features as the square grid that its patches form, in fp32.
+
+    `smallest`: rows and columns that the grid has at least. Raises `DecodeError`, also for features of another width.
+    """
+    features = decode_features(encoded)
+    side = math.isqrt(len(features))
+    if side * side != len(features):
+        raise DecodeError(f"its {len(features)} patches form no square grid")
+    if side < smallest:
+        raise DecodeError(f"its grid of {side} x {side} patches is smaller than a crop of {smallest} x {smallest}")
+    if features.shape[1] != width:
+        raise DecodeError(f"its features are {features.shape[1]} wide, not {width}")
+    return features.float().reshape(side, side, width).numpy()
 
 
 def decode_features(encoded: bytes) -> Float[Tensor, "npatch width"]:

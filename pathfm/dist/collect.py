@@ -1,7 +1,7 @@
 """What all ranks do together. Every function has a meaning for one process alone: it gives its input back."""
 
 from collections.abc import Callable
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -17,6 +17,23 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     total = values.detach().clone()
     dist.all_reduce(total)
     return total
+
+
+class _Sum(torch.autograd.Function):
+    """What a rank adds reaches the losses of all ranks, so its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(context: Any, values: Tensor) -> Tensor:
+        return sum_over_ranks(values)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        return sum_over_ranks(gradient)
+
+
+def sum_with_gradient(values: Tensor) -> Tensor:
+    """The elementwise sum over all ranks, differentiable: backward all ranks sum their gradients."""
+    return cast(Tensor, _Sum.apply(values)) if _several() else values
 
 
 def gather_rows(own: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ def problems_of_run(recipe: Recipe, run_dir: Path, ranks: int, container: Contai
         return
     try:
         text = _on_host(recipe.train.dataset_path, container or Container())
-        order = order_of(recipe.train, open_training_set(text, recipe.method))
+        order = order_of(recipe.train, open_training_set(text, recipe.student))
         train = _train_as_begun(recipe, run_dir)
         plan_training(train, recipe.optim, recipe.teacher, recipe.dino, ranks, order.epoch_size)
         shard_size(recipe.parallel, ranks, ranks)

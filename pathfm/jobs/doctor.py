@@ -205,7 +205,7 @@ def data(subject: Subject, recipe: Recipe) -> Finding:
             return of_problem("data", problems[0])
     found = "the data set opens, its index fits"
     if subject.container.runtime == "none":
-        dataset = open_training_set(recipe.train.dataset_path, recipe.method)
+        dataset = open_training_set(recipe.train.dataset_path, recipe.student)
         found = f"{len(dataset):,} samples in {listed(dataset.cohorts, at_most=3)}; the index fits"
     if warnings:
         return Finding("data", "warn", f"{found}; {warnings[0]}", "pathfm verify looks at all of it")

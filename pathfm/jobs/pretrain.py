@@ -11,7 +11,7 @@ from pathfm.checkpoint.saver import Saver
 from pathfm.checkpoint.store import Store
 from pathfm.data.config import CorruptPolicy
 from pathfm.dist.agreement import Agreement
-from pathfm.dist.collect import agree_any, gather_rows, sum_over_ranks
+from pathfm.dist.collect import agree_any, gather_rows, sum_over_ranks, sum_with_gradient
 from pathfm.dist.env import Ranks, ranks_from_environment
 from pathfm.dist.groups import Team, demand_same_numbers, device_of, joined
 from pathfm.errors import EXIT_INTERRUPTED, UserError
@@ -32,12 +32,11 @@ from pathfm.jobs.training_set import open_training_set, order_of
 from pathfm.lifecycle.run import Run
 from pathfm.lifecycle.signals import noted, seconds_since_noted
 from pathfm.log import get_logger, start_logging
-from pathfm.models.build import build_backbone
 from pathfm.parallel.apply import mesh_of, parallelise
 from pathfm.parallel.config import shard_size
 from pathfm.random_streams import derived_seed
 from pathfm.recipe import Recipe, find_config, read_recipe
-from pathfm.ssl.dinov2 import DINOv2
+from pathfm.ssl.build import build_method
 from pathfm.track.console import Console
 from pathfm.training.loop import Loop, Surroundings
 from pathfm.training.plan import TrainingPlan, plan_training
@@ -77,7 +76,7 @@ def pretrain(recipe: Recipe, run: Run, team: Team) -> int:
     examine(recipe, run, team)
     if not recipe.train.dataset_path:
         raise UserError("no data set is given; add train.dataset_path=Pathology:root=FOLDER")
-    dataset = open_training_set(recipe.train.dataset_path, recipe.method)
+    dataset = open_training_set(recipe.train.dataset_path, recipe.student)
     recipe = settle_recipe(recipe, run, ranks)
     check_data(dataset, run)
     epoch_size = order_of(recipe.train, dataset).epoch_size
@@ -129,15 +128,16 @@ def pretrain(recipe: Recipe, run: Run, team: Team) -> int:
 
 def _fresh_state(recipe: Recipe, plan: TrainingPlan, ranks: Ranks, device: torch.device) -> TrainingState:
     torch.manual_seed(derived_seed(recipe.train.seed, 0, "initial weights"))
-    size = recipe.crops.global_crops_size
-    method = DINOv2(
-        build_backbone(recipe.student, size, drop_path=True),
-        build_backbone(recipe.student, size, drop_path=False),
+    method = build_method(
+        recipe.method,
+        recipe.student,
+        recipe.crops.global_crops_size,
         recipe.dino,
         recipe.ibot,
         centering=recipe.train.centering,
         koleo_group_size=plan.koleo_group_size,
         total=sum_over_ranks,
+        total_with_gradient=sum_with_gradient,
         gather=gather_rows,
     ).to(device)
     mesh = mesh_of(ranks.world_size, shard_size(recipe.parallel, ranks.world_size, ranks.ranks_per_node), device)

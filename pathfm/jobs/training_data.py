@@ -2,16 +2,20 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from pathfm.augment.apply_on_device import crop_on_device
 from pathfm.augment.assemble import Assemble
 from pathfm.augment.masks import MaskPlan
+from pathfm.augment.windows import AssembleWindows
 from pathfm.batch import Batch
 from pathfm.data.datasets import Dataset
-from pathfm.data.loader import load_batches
+from pathfm.data.decode import DecodeError, decode
+from pathfm.data.loader import Decode, load_batches
 from pathfm.data.order import BatchPlan, BatchRange, batch_of_step
+from pathfm.data.region_features import decode_grid
 from pathfm.dist.env import Ranks
 from pathfm.errors import UserError
 from pathfm.jobs.training_set import order_of
@@ -27,9 +31,33 @@ class TrainingData:
         self.order = order_of(recipe.train, dataset)
         grid = recipe.crops.global_crops_size // recipe.student.patch_size
         masks = MaskPlan(grid, grid, recipe.ibot.mask_sample_probability, *recipe.ibot.mask_ratio_min_max)
-        patch, seed, batch = recipe.student.patch_size, recipe.train.seed, plan.global_batch_size
-        on_device = augments_on_device(recipe.augment.device, device)
-        self.assemble = Assemble(recipe.crops, recipe.augment, masks, patch, seed, batch, on_device)
+        self.assemble: Assemble | AssembleWindows
+        self.decode: Decode
+        if recipe.student.feature_width is None:
+            self.assemble, self.decode = self._of_images(masks)
+        else:
+            self.assemble, self.decode = self._of_regions(masks, recipe.student.feature_width)
+
+    def _of_images(self, masks: MaskPlan) -> tuple[Assemble, Decode]:
+        recipe, batch = self.recipe, self.plan.global_batch_size
+        on_device = augments_on_device(recipe.augment.device, self.device)
+        patch, seed = recipe.student.patch_size, recipe.train.seed
+        assemble = Assemble(recipe.crops, recipe.augment, masks, patch, seed, batch, on_device)
+        return assemble, partial(decode, max_pixels=recipe.data.max_pixels)
+
+    def _of_regions(self, masks: MaskPlan, width: int) -> tuple[AssembleWindows, Decode]:
+        """Raises `UserError` when the first region shows that they were made for another recipe."""
+        recipe, smallest = self.recipe, max(self.recipe.crops.global_crops_size, self.recipe.crops.local_crops_size)
+        as_grid = partial(decode_grid, width=width, smallest=smallest)
+        try:
+            as_grid(self.dataset.read_bytes(0))
+        except DecodeError as error:
+            raise UserError(
+                f"{self.dataset.name_of(0)} in {self.dataset.tar_of(0)} does not fit the recipe: {error}; set "
+                "student.feature_width and crops.*_crops_size to what the regions are, or extract them again"
+            ) from error
+        assemble = AssembleWindows(recipe.crops, recipe.augment, masks, recipe.train.seed, self.plan.global_batch_size)
+        return assemble, as_grid
 
     def batches(self, ranks: Ranks, from_step: int, passed_over: Sequence[BatchRange] = ()) -> Iterator[Batch]:
         """This rank's share of every batch from a step to the run's end, each in the plan's parts.
@@ -58,8 +86,8 @@ class TrainingData:
             self.assemble,
             numbers=numbers,
             num_workers=num_workers,
+            decode=self.decode,
             max_neighbours=self.recipe.data.max_neighbours,
-            max_pixels=self.recipe.data.max_pixels,
             prefetch_batches=self.recipe.data.prefetch_batches,
             pin_memory=self.device.type == "cuda",
         )

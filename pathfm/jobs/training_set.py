@@ -1,20 +1,25 @@
 """The data set that a recipe trains on, and the order of its samples. Without torch: login nodes look too."""
 
-from pathfm.data.datasets import Dataset, open_dataset
+from pathfm.data.datasets import Dataset, Regions, open_dataset
 from pathfm.data.mixture import MixedOrder, shares_of
 from pathfm.errors import UserError
+from pathfm.models.config import StudentConfig
 from pathfm.training.config import TrainConfig
 
-_TRAINED_ON = {"dinov2": ("Pathology", "PathologyFoundation", "KNN")}  # by method
 
-
-def open_training_set(text: str, method: str) -> Dataset:
-    """Raises `UserError` when the data set cannot be opened, or the method learns nothing from such data."""
+def open_training_set(text: str, student: StudentConfig) -> Dataset:
+    """Raises `UserError` when the data set cannot be opened, or holds what the student does not read."""
     dataset = open_dataset(text)
-    if dataset.name not in _TRAINED_ON[method]:
+    has_features, reads_features = isinstance(dataset, Regions), student.feature_width is not None
+    if has_features and not reads_features:
         raise UserError(
-            f"method {method} is trained on images ({', '.join(_TRAINED_ON[method])}), not on {dataset.name}; "
-            "name another data set in train.dataset_path"
+            f"{dataset.name} holds features of patches, but the student reads images; set student.feature_width to "
+            "their width (configs/region.yaml), or name a data set of images in train.dataset_path"
+        )
+    if reads_features and not has_features:
+        raise UserError(
+            f"{dataset.name} holds images, but the student reads features of patches (student.feature_width="
+            f"{student.feature_width}); extract them with 'pathfm extract --regions' and train on Regions:root=FOLDER"
         )
     return dataset
 

@@ -3,10 +3,14 @@
 N tokens (class tokens, or masked patches: any rows)   D width   E bottleneck width   K prototypes
 """
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
+
+_BATCH_NORM_EPS = 1e-5  # torch's
 
 
 class WeightNormLinear(nn.Module):
@@ -22,10 +26,37 @@ class WeightNormLinear(nn.Module):
         return functional.linear(rows, self.weight_v * (self.weight_g / lengths))
 
 
+Total = Callable[[Tensor], Tensor]
+
+
+class BatchNorm(nn.Module):
+    """Normalisation by the statistics of the rows of all ranks (arXiv 1502.03167), in training and evaluation alike.
+
+    The teacher too normalises by what it is just shown, as DINO's does, so there are no running averages.
+    `total` sums over ranks and can be differentiated.
+    """
+
+    def __init__(self, width: int, total: Total) -> None:
+        super().__init__()
+        self.total = total
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, rows: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
+        with torch.autocast(rows.device.type, enabled=False):
+            rows = rows.float()
+            number = rows.new_full((1,), len(rows))
+            sums = self.total(torch.cat([rows.sum(0), number]))
+            centred = rows - sums[:-1] / sums[-1]
+            variance = self.total(centred.square().sum(0)) / sums[-1]
+            return centred * (variance + _BATCH_NORM_EPS).rsqrt() * self.weight.float() + self.bias.float()
+
+
 class DINOHead(nn.Module):
     """MLP, L2 normalisation, weight-normalised prototypes (DINO, arXiv 2104.14294, appendix C).
 
     `norm_last_layer` fixes the prototypes' length at 1 (DINO's option for stability; DINOv2 learns it).
+    `batch_norm_total` puts `BatchNorm` before every GELU (DINO's option).
     """
 
     def __init__(
@@ -37,9 +68,10 @@ class DINOHead(nn.Module):
         hidden_width: int = 2048,
         num_layers: int = 3,
         norm_last_layer: bool = False,
+        batch_norm_total: Total | None = None,
     ) -> None:
         super().__init__()
-        self.mlp = _mlp(width, hidden_width, bottleneck_width, num_layers)
+        self.mlp = _mlp(width, hidden_width, bottleneck_width, num_layers, batch_norm_total)
         self.last_layer = WeightNormLinear(bottleneck_width, num_prototypes, learn_norm=not norm_last_layer)
         self.initialise()
 
@@ -64,10 +96,13 @@ class DINOHead(nn.Module):
         return functional.normalize(bottleneck.float(), dim=-1, eps=smallest)
 
 
-def _mlp(width: int, hidden: int, out: int, num_layers: int) -> nn.Module:
+def _mlp(width: int, hidden: int, out: int, num_layers: int, batch_norm_total: Total | None) -> nn.Module:
     if num_layers == 1:
         return nn.Linear(width, out)
-    layers: list[nn.Module] = [nn.Linear(width, hidden), nn.GELU()]
-    for _ in range(num_layers - 2):
-        layers += [nn.Linear(hidden, hidden), nn.GELU()]
+    layers: list[nn.Module] = []
+    for in_width in [width] + [hidden] * (num_layers - 2):
+        layers.append(nn.Linear(in_width, hidden))
+        if batch_norm_total is not None:
+            layers.append(BatchNorm(hidden, batch_norm_total))
+        layers.append(nn.GELU())
     return nn.Sequential(*layers, nn.Linear(hidden, out))

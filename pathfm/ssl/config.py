@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from pathfm.config import Section
 
+MethodName = Literal["dinov2", "dino"]
 Centering = Literal["centering", "sinkhorn_knopp"]
 
 Weight = Annotated[float, Field(ge=0)]
@@ -22,6 +23,10 @@ class DinoConfig(Section):
     head_bottleneck_dim: Count = 256  # DINOv2's default recipe; 384 for ViT-L and ViT-g
     head_nlayers: Count = 3  # DINOv2's default recipe
     head_hidden_dim: Count = 2048  # DINOv2's default recipe
+    norm_last_layer: bool = (
+        False  # DINOv2 learns the prototypes' lengths; DINO fixes them for stability with small ViTs
+    )
+    use_bn_in_head: bool = False  # DINO, appendix C: batch norm between the head's layers, over all ranks
     koleo_loss_weight: Weight = 0.1  # DINOv2 section 4, "KoLeo regularizer"
     # Samples among which KoLeo looks for nearest neighbours. None: the recipe's batch_size_per_gpu, as in DINOv2, where
     # it is one GPU's share; fixed here, so that another number of ranks changes nothing.

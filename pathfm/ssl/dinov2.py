@@ -7,6 +7,7 @@ D width   K prototypes. Crops are view-major: crop v of sample b is row v * B + 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -45,9 +46,10 @@ class DINOv2(Method):
     """Student, teacher and the losses between them.
 
     `student` and `teacher` hold `backbone`, `dino_head` and, when iBOT's head is separate, `ibot_head`; these are the
-    prefixes of the ancestors' checkpoints. `total` sums over ranks (see `targets`), `gather` joins the rows of all
-    ranks, of which only this rank's carry a gradient. The backbones must have the same parameters; the teacher starts
-    as a copy of the student, and stays in evaluation mode.
+    prefixes of the ancestors' checkpoints. `total` sums over ranks (see `targets`), `total_with_gradient` likewise and
+    can be differentiated; `gather` joins the rows of all ranks, of which only this rank's carry a gradient.
+    The backbones must have the same parameters; the teacher starts as a copy of the student, and stays in evaluation
+    mode.
     `koleo_group_size` (samples) must divide the global batch; None takes what is passed at once as one group.
     """
 
@@ -61,6 +63,7 @@ class DINOv2(Method):
         centering: Centering = "centering",
         koleo_group_size: int | None = None,
         total: Total = alone,
+        total_with_gradient: Total = alone,
         gather: Gather = alone,
     ) -> None:
         super().__init__()
@@ -70,8 +73,9 @@ class DINOv2(Method):
         self.gather = gather
         has_patch_loss = ibot.loss_weight > 0
         has_patch_head = has_patch_loss and ibot.separate_head
-        self.student = _network(student_backbone, dino, ibot if has_patch_head else None)
-        self.teacher = _network(teacher_backbone, dino, ibot if has_patch_head else None)
+        patch_head = ibot if has_patch_head else None
+        self.student = _network(student_backbone, dino, patch_head, total_with_gradient)
+        self.teacher = _network(teacher_backbone, dino, patch_head, total_with_gradient)
         start_as_copy(self.teacher, self.student)
         self.cls_targets = build_targets(centering, dino.head_n_prototypes, total)
         patch_prototypes = (ibot if has_patch_head else dino).head_n_prototypes
@@ -162,7 +166,7 @@ class DINOv2(Method):
 
     def _answers(self, batch: Batch) -> Answers:
         """The student sees all crops, packed in one pass, and the global ones with patches masked."""
-        output = self.student(*_crops_and_masks(batch), patches=self._asked_patches(batch))
+        output = self.student(*self._crops_and_masks(batch), patches=self._asked_patches(batch))
         num_global = len(batch.global_crops)
         return Answers(
             cls=output.cls[:num_global].unflatten(0, (-1, batch.num_samples)),
@@ -170,6 +174,12 @@ class DINOv2(Method):
             local_logits=output.cls_logits[num_global:].unflatten(0, (batch.num_local_crops, batch.num_samples)),
             patch_logits=output.patch_logits,
         )
+
+    def _crops_and_masks(self, batch: Batch) -> tuple[list[Tensor], list[Tensor | None]]:
+        masks = batch.masks if self.student.backbone.mask_token is not None else None
+        if not batch.num_local_crops:
+            return [batch.global_crops], [masks]
+        return [batch.global_crops, batch.local_crops], [masks, None]
 
     def _asked_patches(self, batch: Batch) -> Tensor | None:
         return batch.mask_indices if self.patch_targets is not None else None
@@ -187,7 +197,7 @@ class DINOv2(Method):
         tokens = []
         for number, part in enumerate(parts):
             redraw(number)
-            output = self.student(*_crops_and_masks(part.normalised()), heads=False)
+            output = self.student(*self._crops_and_masks(part.normalised()), heads=False)
             tokens.append(output.cls[: len(part.global_crops)].unflatten(0, (-1, part.num_samples)))
         return tokens
 
@@ -214,26 +224,22 @@ def _with_gradient_times(factor: int, value: Tensor) -> Tensor:
     return value if factor == 1 else value.detach() + factor * (value - value.detach())
 
 
-def _head(width: int, config: DinoConfig | IbotConfig) -> DINOHead:
+def _head(width: int, config: DinoConfig | IbotConfig, **options: Any) -> DINOHead:
     return DINOHead(
         width,
         num_prototypes=config.head_n_prototypes,
         bottleneck_width=config.head_bottleneck_dim,
         hidden_width=config.head_hidden_dim,
         num_layers=config.head_nlayers,
+        **options,
     )
 
 
-def _network(backbone: ViT, dino: DinoConfig, ibot: IbotConfig | None) -> Network:
+def _network(backbone: ViT, dino: DinoConfig, ibot: IbotConfig | None, total: Total) -> Network:
     """`ibot`: the settings of the patches' own head, if they have one."""
-    dino_head = _head(backbone.width, dino)
+    batch_norm_total = total if dino.use_bn_in_head else None
+    dino_head = _head(backbone.width, dino, norm_last_layer=dino.norm_last_layer, batch_norm_total=batch_norm_total)
     return Network(backbone, dino_head, _head(backbone.width, ibot) if ibot else None)
-
-
-def _crops_and_masks(batch: Batch) -> tuple[list[Tensor], list[Tensor | None]]:
-    if not batch.num_local_crops:
-        return [batch.global_crops], [batch.masks]
-    return [batch.global_crops, batch.local_crops], [batch.masks, None]
 
 
 def _in_parts(targets: Callable[[Tensor], Tensor], logits: Sequence[Tensor | None]) -> Sequence[Tensor]:

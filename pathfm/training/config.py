@@ -47,7 +47,8 @@ class OptimConfig(Section):
     warmup_pct: Fraction = 0.1
     weight_decay: float = Field(0.04, ge=0)
     weight_decay_end: float = Field(0.4, ge=0)
-    clip_grad: float = Field(3.0, ge=0)  # of each part (backbone, heads) by itself; 0: no clipping
+    clip_grad: float = Field(3.0, ge=0)  # 0: no clipping
+    clip_grad_of: Literal["part", "parameter"] = "part"  # each part (backbone, heads) by itself as DINOv2, or as DINO
     freeze_last_layer_pct: Fraction = 0.01
     patch_embed_lr_mult: float = Field(0.2, ge=0)
     layerwise_decay: float = Field(0.9, gt=0, le=1)

@@ -59,6 +59,11 @@ def plan_training(
     peak_lr = optim.base_lr * _batch_factor(optim.scaling_rule, batch)
     schedules = _schedules(optim, teacher, peak_lr, total_steps)
     parts, koleo_group = _parts(train, batch // world_size), _koleo_group(train, dino, batch)
+    if dino.use_bn_in_head and parts > 1:
+        raise UserError(
+            f"dino.use_bn_in_head needs a rank's {batch // world_size} samples at once, not in {parts} parts; raise "
+            f"train.micro_batch_size to {batch // world_size}, or take more ranks"
+        )
     return TrainingPlan(batch, epoch_length, total_steps, parts, koleo_group, peak_lr, schedules)
 
 

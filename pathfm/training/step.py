@@ -63,7 +63,7 @@ def train_step(
     apply_schedule(state.optimizer, values)
     metrics = _backpropagated(state, parts, values.teacher_temp, train, rank)
     _unscale(state)
-    norms = _clip(state.method, optim.clip_grad)
+    norms = _clip(state.method, optim)
     loss_finite, finite = _finite_on_all_ranks(metrics["total_loss"], *norms.values())
     accident = ~loss_finite | (~finite & ~state.loss_scale.can_shrink())
     _step_if(finite, state)
@@ -110,12 +110,17 @@ def _unscale(state: TrainingState) -> None:
                 parameter.grad.div_(state.loss_scale.value)
 
 
-def _clip(method: Method, limit: float) -> dict[str, Tensor]:
-    """Clip every part (backbone, each head) to the limit by itself, as DINOv2 does. Returns the norms before."""
-    norms = {}
+def _clip(method: Method, optim: OptimConfig) -> dict[str, Tensor]:
+    """Clip every part (backbone, each head) to the limit by itself, or every parameter. Returns the parts' norms.
+
+    The norms are those before. All ranks call this together: where weights are sharded, each norm is a collective.
+    """
+    limit, norms = optim.clip_grad or float("inf"), {}
     for name, part in method.student.parts().items():
-        norm = torch.nn.utils.clip_grad_norm_(part.parameters(), limit or float("inf"))
-        norms[f"grad_norm/{name}"] = whole_from_all(norm)
+        trained = [parameter for parameter in part.parameters() if parameter.grad is not None]
+        clipped_together = [trained] if optim.clip_grad_of == "part" else [[parameter] for parameter in trained]
+        found = [whole_from_all(torch.nn.utils.clip_grad_norm_(group, limit)) for group in clipped_together]
+        norms[f"grad_norm/{name}"] = found[0] if len(found) == 1 else torch.linalg.vector_norm(torch.stack(found))
     return norms
 
 

@@ -7,18 +7,19 @@ import yaml
 
 from pathfm.config import Layer, build
 from pathfm.data.concat import ConcatRequest, concat
-from pathfm.data.datasets import KNN, Regions
+from pathfm.data.datasets import KNN
 from pathfm.data.index import IndexRequest, build_index
 from pathfm.data.pack import PackRequest, pack
 from pathfm.errors import UserError
 from pathfm.jobs.before_queue import problems_of_run
 from pathfm.jobs.training_data import TrainingData
 from pathfm.jobs.training_set import open_training_set, order_of
+from pathfm.models.config import StudentConfig
 from pathfm.recipe import Recipe, changes_of_identity, read_recipe
 from pathfm.training.plan import plan_training
 from tests.jobs.journeys import TINY, make_tiles
 
-DINOV2 = "dinov2"
+IMAGES, FEATURES = StudentConfig(), StudentConfig(feature_width=384, patch_size=1)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def recipe_with(text, **train):
 
 
 def test_an_epoch_is_what_the_weights_leave_of_the_data(cohorts):
-    dataset = open_training_set(cohorts, DINOV2)
+    dataset = open_training_set(cohorts, IMAGES)
     assert order_of(recipe_with(cohorts).train, dataset).epoch_size == 50
     weighed = recipe_with(cohorts, cohorts={"all": 0.5, "some": 3}, cohort_cap=25)
     order = order_of(weighed.train, dataset)
@@ -62,7 +63,7 @@ def test_a_weight_beyond_all_counting_is_refused(cohorts):
 
 def test_a_runs_batches_hold_the_samples_of_its_order(cohorts):
     recipe = recipe_with(cohorts, cohorts={"all": 0, "some": 2})
-    dataset = open_training_set(cohorts, DINOV2)
+    dataset = open_training_set(cohorts, IMAGES)
     plan = plan_training(recipe.train, recipe.optim, recipe.teacher, recipe.dino, 1, 20)
     assert plan.epoch_length == 2
     data = TrainingData(recipe, plan, dataset, torch.device("cpu"))
@@ -78,16 +79,21 @@ def test_labelled_sets_may_be_trained_on(root, split):
     if not tar.exists():
         tar.symlink_to(root / "data" / "all.tar")
     build_index(IndexRequest(tar, root / "downstream", split))
-    dataset = open_training_set(f"KNN:root={root / 'downstream'}:split={split}", DINOV2)
+    dataset = open_training_set(f"KNN:root={root / 'downstream'}:split={split}", IMAGES)
     assert isinstance(dataset, KNN)
     assert order_of(recipe_with("").train, dataset).epoch_size == 40
 
 
-def test_regions_are_not_what_dinov2_is_trained_on(tmp_path):
+def test_features_are_not_what_a_student_of_images_reads(tmp_path):
     torch.save(torch.zeros(256, 384), tmp_path / "region.pt")
-    assert len(Regions(tmp_path)) == 1
-    with pytest.raises(UserError, match=r"dinov2 is trained on images \(Pathology, .*\), not on Regions"):
-        open_training_set(f"Regions:root={tmp_path}", DINOV2)
+    assert len(open_training_set(f"Regions:root={tmp_path}", FEATURES)) == 1
+    with pytest.raises(UserError, match=r"Regions holds features of patches.* set student\.feature_width"):
+        open_training_set(f"Regions:root={tmp_path}", IMAGES)
+
+
+def test_images_are_not_what_a_student_of_features_reads(cohorts):
+    with pytest.raises(UserError, match=r"holds images, but the student reads features.*pathfm extract --regions"):
+        open_training_set(cohorts, FEATURES)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +112,7 @@ def test_what_is_wrong_with_the_weights_is_found_before_the_queue(cohorts, tmp_p
 
 def test_pathology_has_one_cohort_to_weigh(root):
     text = f"Pathology:root={root / 'data'}"
-    dataset = open_training_set(text, DINOV2)
+    dataset = open_training_set(text, IMAGES)
     assert order_of(recipe_with(text, cohorts={"pretrain": 0.5}).train, dataset).epoch_size == 20
 
 

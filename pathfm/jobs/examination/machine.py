@@ -71,11 +71,12 @@ def driver(*, gpus_are_needed: bool) -> Finding:
 
 
 def loader_bytes(recipe: Recipe, ranks_on_node: int) -> int:
-    """What one batch for each worker of a node takes in shared memory: crops, a byte for each pixel and colour."""
+    """What one batch for each worker of a node takes in shared memory: crops of bytes, or windows of fp32 features."""
     crops, train = recipe.crops, recipe.train
     pixels = NUM_GLOBAL_CROPS * crops.global_crops_size**2 + crops.local_crops_number * crops.local_crops_size**2
     samples = min(train.micro_batch_size or train.batch_size_per_gpu, train.batch_size_per_gpu)
-    return ranks_on_node * train.num_workers * samples * 3 * pixels
+    bytes_of_one = 3 if recipe.student.feature_width is None else 4 * recipe.student.feature_width
+    return ranks_on_node * train.num_workers * samples * bytes_of_one * pixels
 
 
 def shared_memory(

@@ -18,9 +18,8 @@ import torch.distributed as dist
 from pathfm.jobs.examination import devices
 from pathfm.jobs.examination.devices import SILENT_GPU, SILENT_NETWORK
 from pathfm.jobs.examination.finding import Finding, examined
-from pathfm.models.build import build_backbone
 from pathfm.recipe import Recipe, read_recipe
-from pathfm.ssl.dinov2 import DINOv2
+from pathfm.ssl.build import build_method
 from pathfm.training.step import compute_dtype
 
 _BYTES_OF_A_WEIGHT = 4 + 4 + 8  # student, teacher and the two moments of AdamW, in fp32
@@ -85,8 +84,7 @@ def checkpoint_bytes(recipe: Recipe) -> int:
     """The tensors of a checkpoint, counted on networks that take no memory."""
     size = recipe.crops.global_crops_size
     with torch.device("meta"):
-        backbones = [build_backbone(recipe.student, size, drop_path=False) for _ in range(2)]
-        method = DINOv2(backbones[0], backbones[1], recipe.dino, recipe.ibot, centering=recipe.train.centering)
+        method = build_method(recipe.method, recipe.student, size, recipe.dino, recipe.ibot)
     return _BYTES_OF_A_WEIGHT * sum(weight.numel() for weight in method.student.parameters())
 
 
