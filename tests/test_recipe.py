@@ -127,3 +127,75 @@ def test_a_written_out_recipe_holds_its_presets_numbers_and_reads_as_itself():
     assert written.augment.jitter_hue == 0.02
     assert (written.augment.blur_inverted, written.augment.device) == (True, "auto")
     assert written_out(written) == written
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        (
+            "patch",
+            {
+                "method": "dino",
+                "student.arch": "vit_small",
+                "student.patch_size": 16,
+                "student.drop_path_rate": 0.1,
+                "dino.head_n_prototypes": 65536,
+                "dino.norm_last_layer": False,
+                "teacher.momentum_teacher": 0.996,
+                "teacher.final_momentum_teacher": 1.0,
+                "teacher.warmup_teacher_temp": 0.04,
+                "teacher.teacher_temp": 0.04,
+                "optim.epochs": 50,
+                "optim.base_lr": 5e-4,
+                "optim.scaling_rule": "linear_wrt_256",
+                "optim.warmup_pct": 3 / 50,
+                "optim.freeze_last_layer_pct": 1 / 50,
+                "optim.weight_decay": 0.04,
+                "optim.weight_decay_end": 0.4,
+                "optim.clip_grad": 3.0,
+                "crops.global_crops_scale": (0.4, 1.0),
+                "crops.local_crops_scale": (0.05, 0.4),
+                "crops.local_crops_number": 8,
+                "crops.global_crops_size": 224,
+                "crops.local_crops_size": 96,
+            },
+        ),
+        (
+            "region",
+            {
+                "method": "dino",
+                "student.arch": "vit4k_xs",
+                "student.feature_width": 384,
+                "crops.global_crops_size": 14,
+                "crops.local_crops_size": 6,
+                "crops.local_crops_number": 8,
+                "optim.epochs": 125,
+                "optim.warmup_pct": 10 / 125,
+                "optim.freeze_last_layer_pct": 1 / 125,
+            },
+        ),
+    ],
+)
+def test_dinos_recipes_are_what_their_papers_and_ancestors_say(name: str, values: dict[str, object]) -> None:
+    recipe = read_recipe(Path(__file__).parents[1] / "configs" / f"{name}.yaml").recipe
+    for key, value in values.items():
+        group, _, field = key.partition(".")
+        found = getattr(getattr(recipe, group), field) if field else getattr(recipe, group)
+        assert found == value, key
+
+
+def test_dino_has_defaults_of_its_own_and_the_command_line_goes_before_them() -> None:
+    assert read_recipe(None, ["method=dino"]).recipe.optim.base_lr == 5e-4
+    assert read_recipe(None, ["method=dino", "optim.base_lr=1e-3"]).recipe.optim.base_lr == 1e-3
+    assert read_recipe(None, ["method=dinov2"]).recipe == Recipe()
+
+
+def test_dino_masks_nothing() -> None:
+    with pytest.raises(UserError, match="method dino has no loss on masked patches"):
+        read_recipe(None, ["method=dino", "ibot.loss_weight=1"])
+
+
+def test_what_a_run_wrote_down_says_all_by_itself(tmp_path: Path) -> None:
+    recipe = read_recipe(None, ["method=dino"]).recipe
+    (tmp_path / "recipe.yaml").write_text(to_yaml(recipe))
+    assert read_recipe(tmp_path / "recipe.yaml").recipe == recipe
