@@ -18,7 +18,7 @@ from pathfm.jobs.examination import cluster, machine, places
 from pathfm.jobs.examination.finding import Finding, Verdict, examined, findings_table, of_problem, worst
 from pathfm.jobs.examination.image import container_findings
 from pathfm.jobs.examination.places import SILENT_MOUNT
-from pathfm.jobs.submit import PROFILES
+from pathfm.jobs.slurm_options import PROFILES
 from pathfm.jobs.training_set import open_training_set
 from pathfm.launch.container import host_path
 from pathfm.launch.profile import Container, Profile, read_profile

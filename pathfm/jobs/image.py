@@ -8,7 +8,7 @@ from pathfm.config import find_file
 from pathfm.errors import UserError
 from pathfm.jobs.examination.finding import findings_table, worst
 from pathfm.jobs.examination.image import container_findings
-from pathfm.jobs.submit import PROFILES
+from pathfm.jobs.slurm_options import PROFILES
 from pathfm.launch.profile import Container, Profile, read_profile
 
 

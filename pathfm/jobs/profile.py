@@ -9,7 +9,7 @@ import yaml
 from pathfm.config import Layer, build, find_file, to_yaml
 from pathfm.errors import UserError
 from pathfm.files import write_text
-from pathfm.jobs.submit import PROFILES
+from pathfm.jobs.slurm_options import PROFILES
 from pathfm.launch.profile import Profile, read_profile
 from pathfm.launch.site import ask_slurm, preemption_in_words, profile_text
 

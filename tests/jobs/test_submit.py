@@ -162,7 +162,7 @@ def test_a_python_without_pathfm_is_told_how_to_get_it(tmp_path: Path) -> None:
         (["--config", "vits14", "--time", "0:00:30"], "time_limit_hours"),
         (["--config", "vits14", "--sweep", "optim.epoch=3,4"], "the nearest known key is 'optim.epochs'"),
         (["--config", "vits14", "--parallel", "2"], "add --sweep KEY=VALUE,VALUE"),
-        (["--config", "vits14", "--sweep", "train.seed=1,2", "--parallel", "0"], "at least one run trains"),
+        (["--config", "vits14", "--sweep", "train.seed=1,2", "--parallel", "0"], "at least one runs"),
         (["--config", "vits14", "train.dataset_path=Patology:root=/x"], "did you mean 'Pathology'"),
     ],
 )
