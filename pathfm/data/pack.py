@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 
 from pathfm.data.decode import IMAGE_SUFFIXES
 from pathfm.data.entries import printable, read_side_car
+from pathfm.data.files_below import files_below
 from pathfm.data.folder_reader import REGION_SUFFIX
 from pathfm.data.index import IndexRequest, IndexSummary, build_index
 from pathfm.errors import UserError
@@ -81,7 +82,7 @@ def _samples_in(folder: Path) -> tuple[list[_Sample], Mapping[str, int]]:
     skipped: Counter[str] = Counter()
     root = os.path.basename(os.path.abspath(folder)) or "images"
     samples = []
-    for path in _files_below(folder, (), skipped):
+    for path in files_below(folder, skipped):
         if path.suffix.lower() not in (*IMAGE_SUFFIXES, REGION_SUFFIX):
             skipped["files that are not images"] += 1
         elif not path.exists():
@@ -104,23 +105,6 @@ def _demand_one_kind(folder: Path, samples: Sequence[_Sample]) -> None:
             f"{folder} holds {len(samples) - num_regions:,} images and {num_regions:,} region features "
             f"({REGION_SUFFIX}), which no data set mixes; pack them from two folders"
         )
-
-
-def _files_below(folder: Path, parents: Sequence[Path], skipped: Counter[str]) -> Iterator[Path]:
-    here = folder.resolve()
-    if here in parents:
-        raise UserError(f"{printable(str(folder))} links back to {printable(str(here))}, which holds it")
-    try:
-        entries = sorted(folder.iterdir())
-    except OSError as error:
-        raise UserError(f"cannot read {printable(str(folder))}: {error.strerror}") from error
-    for entry in entries:
-        if entry.name.startswith("."):
-            skipped["hidden files and folders"] += 1
-        elif entry.is_dir():
-            yield from _files_below(entry, (*parents, here), skipped)
-        else:
-            yield entry
 
 
 def _write(tar: Path, samples: Sequence[_Sample]) -> None:

@@ -7,14 +7,33 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
+from torch.nn import functional
 
 from pathfm.batch import normalise_crops
+from pathfm.models.vit import ViT
 
 
 class Backbone(Protocol):
     """Anything that maps normalised images [N, 3, H, W] to features [N, D]."""
 
     def __call__(self, images: Tensor) -> Tensor: ...
+
+
+class FrozenBackbone:
+    """[CLS] of a vision transformer, in its own precision or under autocast.
+
+    Images are read at the size they have, positions being resampled, or resized to `input_size` px first.
+    """
+
+    def __init__(self, vit: ViT, input_size: int | None = None, autocast: torch.dtype | None = None) -> None:
+        self._vit, self._input_size, self._autocast = vit.eval(), input_size, autocast
+
+    def __call__(self, images: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N D"]:
+        if self._input_size and images.shape[-2:] != (self._input_size, self._input_size):
+            images = functional.interpolate(images, (self._input_size,) * 2, mode="bicubic", antialias=True)
+        with torch.autocast(images.device.type, self._autocast, enabled=self._autocast is not None):
+            (features,) = self._vit([images])
+        return features.cls
 
 
 @torch.inference_mode()

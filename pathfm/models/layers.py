@@ -1,7 +1,7 @@
 """The parts of a vision transformer block, on packed tokens, with the official checkpoints' names.
 
 T tokens of all crops together   D width   B crops   L patches of a crop   h, w crop size in pixels, or for
-patch features rows and columns of their grid   C width of patch features
+patch features rows and columns of their grid   C width of patch features   N tokens of a crop   H heads
 """
 
 import torch
@@ -154,3 +154,10 @@ class Block(nn.Module):
         rate = self.drop_path_rate if self.training else 0.0
         tokens = add_branch(tokens, layout, attention_branch, rate)
         return add_branch(tokens, layout, feed_forward_branch, rate)
+
+    def attention_weights(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B H N N"]:
+        """How much every token (row) attends to every other in this block, by head: rows sum to 1."""
+        qkv = self.attn.qkv(self.norm1(tokens)).unflatten(2, (3, self.attn.num_heads, -1))
+        query, key, _ = qkv.unbind(2)
+        scores = torch.einsum("bnhe,bmhe->bhnm", query.float(), key.float()) / query.shape[-1] ** 0.5
+        return scores.softmax(dim=-1)

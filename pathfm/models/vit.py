@@ -1,7 +1,7 @@
 """The vision transformer of DINOv2 (arXiv 2304.07193): registers, LayerScale, drop path, masked patches, packed crops.
 
 B crops of a group   L patches of a crop   R registers   N = 1 + R + L tokens of a crop   T tokens of all crops together
-D width   h, w crop size in px   C 3, or the width of patch features
+D width   h, w crop size in px   C 3, or the width of patch features   H heads
 A crop's tokens are in the order class token, registers, patches (row-major over the grid).
 """
 
@@ -148,6 +148,21 @@ class ViT(nn.Module):
             if number in wanted:
                 outputs += self._features_of(tokens, self.norm(tokens) if norm else tokens, layout)
         return outputs
+
+    def last_attention(self, images: Float[Tensor, "B C h w"]) -> Float[Tensor, "B H N N"]:
+        """With which weights the tokens attend to each other in the last block, by head: rows sum to 1.
+
+        Row 0 is what the class token looks at (DINO, arXiv 2104.14294, figure 1).
+        """
+        group = self._tokens_of(images, None)
+        layout = ((len(group), group.shape[1]),)
+        tokens = group.flatten(0, 1)
+        backend = self._backend_for(tokens)
+        for block in self.blocks[:-1]:
+            tokens = block(tokens, layout, backend)
+        last = self.blocks[-1]
+        assert isinstance(last, Block)
+        return last.attention_weights(tokens.unflatten(0, layout[0]))
 
     def _tokens_of(self, images: Float[Tensor, "B C h w"], mask: Bool[Tensor, "B L"] | None) -> Float[Tensor, "B N D"]:
         embed = self.embed
