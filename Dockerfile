@@ -14,8 +14,9 @@ ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
 RUN apt-get update \
  && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends python3 python3-pip
-# A venv: nobody's ~/.local, which Apptainer brings along, goes before or beside what is locked.
 COPY docker/image.lock docker/torch-${TORCH_FLAVOUR}.lock /locks/
+# A venv: nobody's ~/.local, which Apptainer brings along, goes before or beside what is locked. pathfm itself lies outside,
+# in a layer of its own, and what PYTHONPATH names, such as a run's snapshot, goes before it.
 RUN --mount=type=cache,target=/root/.cache/pip \
     --mount=type=bind,from=wheels,target=/wheels \
     --mount=type=secret,id=certificates \
@@ -23,9 +24,8 @@ RUN --mount=type=cache,target=/root/.cache/pip \
  && python3 -m venv --without-pip /opt/pathfm/venv \
  && PIP_FIND_LINKS=/wheels python3 -m pip --python /opt/pathfm/venv/bin/python install \
       --disable-pip-version-check --no-deps --only-binary :all: --require-hashes \
-      -r /locks/image.lock -r /locks/torch-${TORCH_FLAVOUR}.lock
-# The code lies outside, in a layer of its own; an earlier folder in PYTHONPATH, such as a run's snapshot, goes before it.
-RUN site=$(/opt/pathfm/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \
+      -r /locks/image.lock -r /locks/torch-${TORCH_FLAVOUR}.lock \
+ && site=$(/opt/pathfm/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \
  && echo /opt/pathfm/code > "$site/pathfm.pth" \
  && printf '%s\n' '#!/opt/pathfm/venv/bin/python' 'from pathfm.__main__ import main' '' 'raise SystemExit(main())' \
       > /opt/pathfm/venv/bin/pathfm \
@@ -37,7 +37,7 @@ ARG COMPILER=none
 RUN apt-get update \
  && if [ "$COMPILER" = gcc ]; then compiler="gcc libc6-dev python3-dev"; fi \
  && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends \
-      python3 libibverbs1 librdmacm1 ibverbs-providers ${compiler:-} \
+      python3 ca-certificates libibverbs1 librdmacm1 ibverbs-providers ${compiler:-} \
  && apt-get clean \
  && rm -rf /var/lib/apt/lists/* /var/log/apt /var/log/dpkg.log /var/log/alternatives.log \
  && useradd --create-home --uid 10001 pathfm \

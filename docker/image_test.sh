@@ -19,7 +19,10 @@ docker/base.sh "$base_tar"
 
 mkdir -p "$cache/tmp"
 images=${PATHFM_IMAGES:-$(mktemp -d "$cache/images.XXXXXX")}
-[ -n "${PATHFM_IMAGES-}" ] || trap 'rm -rf "$images"' EXIT
+if [ -z "${PATHFM_IMAGES-}" ]; then
+  trap 'rm -rf "$images"' EXIT
+  export BUILDAH_LAYERS=${BUILDAH_LAYERS:-false} # layers are for the next build, and there is none
+fi
 mkdir -p "$images"
 
 overlay_works() {

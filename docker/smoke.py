@@ -252,7 +252,7 @@ def _stay_below(folder: Path) -> None:
     """Caches and settings of all libraries, here and in processes that are started."""
     (folder / "home").mkdir()
     os.environ.update(HOME=str(folder / "home"), TMPDIR=str(folder), MPLCONFIGDIR=str(folder / "matplotlib"))
-    os.environ.update(PYTHONDONTWRITEBYTECODE="1", WANDB_MODE="disabled")
+    os.environ.update(PYTHONDONTWRITEBYTECODE="1", WANDB_MODE="disabled", TORCH_CPP_LOG_LEVEL="ERROR")
     tempfile.tempdir = str(folder)
 
 
