@@ -55,9 +55,12 @@ def stop_at(problems: Sequence[str]) -> None:
 
 def data_folders(recipe: Recipe) -> list[Path]:
     """The folders that the recipe's data set names, as the trainer will see them."""
-    if not recipe.train.dataset_path:
-        return []
-    options = parse_dataset_string(recipe.train.dataset_path).options
+    return folders_of(recipe.train.dataset_path) if recipe.train.dataset_path else []
+
+
+def folders_of(dataset: str) -> list[Path]:
+    """The folders that a data set string names. Raises `UserError` for one that is none."""
+    options = parse_dataset_string(dataset).options
     return [Path(expanduser(options[key])).absolute() for key in _FOLDER_KEYS if key in options]
 
 
