@@ -169,9 +169,9 @@ def _where_and_what() -> dict[str, Any]:
 
 
 def _kind_of_code(code: Path) -> str:
-    """Whether a copy made at submission runs, a checkout, or an installed package (in an image: the image's own)."""
+    """Whether a copy made at submission runs, the image's own, a checkout, or an installed package."""
     if (code / ORIGIN).is_file():
-        return "snapshot"
+        return "snapshot" if "checkout" in json.loads((code / ORIGIN).read_text(encoding="utf-8")) else "image"
     return "checkout" if (code / ".git").exists() else "installed"
 
 

@@ -2,14 +2,16 @@
 
 import json
 import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from pathfm.__main__ import main as pathfm
 from pathfm.jobs.examination.finding import Finding
-from pathfm.jobs.examination.image import container_findings, environment, pin
-from pathfm.launch.image import FLAVOUR_LABEL, LOCK_LABEL, ImageFacts, lock_hash
+from pathfm.jobs.examination.image import LOCKS, container_findings, environment, pin
+from pathfm.launch.image import FLAVOUR_LABEL, FLAVOURS, LOCK_LABEL, ImageFacts, lock_hash
 from pathfm.launch.profile import Container, Profile
 from tests.jobs.fake_programs import programs
 
@@ -157,6 +159,12 @@ def test_the_lock_of_an_image_is_compared_with_this_codes(tmp_path: Path):
     other = environment(facts, here)
     assert other.verdict == "warn"
     assert "built from other pins" in other.found
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_the_images_build_and_this_code_mean_the_same_by_a_lock(flavour: str):
+    told = subprocess.run([sys.executable, LOCKS / "locks.py", "hash", flavour], capture_output=True, text=True)
+    assert lock_hash(LOCKS, flavour) == told.stdout.strip()
 
 
 def test_an_image_that_says_nothing_is_worth_a_warning(tmp_path: Path):

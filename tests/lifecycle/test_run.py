@@ -1,10 +1,13 @@
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import pathfm
 from pathfm.errors import UserError
 from pathfm.lifecycle.run import Run
 
@@ -69,3 +72,26 @@ def test_provenance_grows_by_one_segment_each_start(tmp_path: Path):
     assert [segment["ranks"] for segment in segments] == [1, 2]
     assert segments[0]["versions"]["torch"]
     assert segments[0]["commit"]
+
+
+@pytest.mark.parametrize(
+    ("origin", "kind"),
+    [
+        ({"commit": "abc", "diff": "", "checkout": "/home/me/pathfm"}, "snapshot"),
+        ({"commit": "abc", "diff": None}, "image"),
+        (None, "installed"),
+    ],
+)
+def test_provenance_says_whether_a_snapshot_ran_or_the_images_own_code(
+    origin: dict[str, str | None] | None, kind: str, tmp_path: Path
+):
+    package = Path(pathfm.__file__).parent
+    shutil.copytree(package, tmp_path / "code" / "pathfm", ignore=shutil.ignore_patterns("__pycache__"))
+    if origin is not None:
+        (tmp_path / "code" / "origin.json").write_text(json.dumps(origin))
+    note = "from pathlib import Path; from pathfm.lifecycle.run import Run; Run(Path('run')).add_provenance({})"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "code"), "PATHFM_IMAGE": "/images/pathfm.sif"}
+    subprocess.run([sys.executable, "-P", "-c", note], cwd=tmp_path, env=environment, check=True)
+    (segment,) = json.loads((tmp_path / "run" / "provenance.json").read_text())
+    assert (segment["code_is"], segment["image"]) == (kind, "/images/pathfm.sif")
+    assert segment["commit"] == (origin or {}).get("commit")
