@@ -55,19 +55,26 @@ def load_backbone(path: Path, student: StudentConfig | None = None) -> Pretraine
     if "cls_token" not in weights or "pos_embed" not in weights:
         raise UserError(f"{path} holds no vision transformer: its tensors are {listed(everything, _SHOWN)}")
     student = student or _student_beside(path) or student_of(weights, path)
-    image_size = _position_grid(weights, path) * student.patch_size
-    vit = build_backbone(student, image_size, drop_path=False, has_mask_token="mask_token" in weights)
-    _demand_all(path, weights, vit)
-    vit.load_state_dict(weights)
+    vit = load_weights(weights, student, str(path))
     left_out = Counter(_owner_of(name) for name in everything if not _is_kept(name, weights))
-    return Pretrained(vit.eval().requires_grad_(False), student, path, sha256(path), left_out)
+    return Pretrained(vit, student, path, sha256(path), left_out)
+
+
+def load_weights(weights: Mapping[str, Tensor], student: StudentConfig, source: str) -> ViT:
+    """A frozen backbone of these weights, by its own names. `source`: where they came from, for messages.
+
+    Raises `UserError` that names the tensors that are missing, unexpected or of another shape.
+    """
+    image_size = _position_grid(weights, source) * student.patch_size
+    vit = build_backbone(student, image_size, drop_path=False, has_mask_token="mask_token" in weights)
+    _demand_all(source, weights, vit)
+    vit.load_state_dict(dict(weights))
+    return vit.eval().requires_grad_(False)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The state dict of a file, on the CPU: of its teacher, where it has one. Code in the file is never run."""
-    if not path.is_file():
-        raise UserError(f"there is no file {path}; give a file of weights, e.g. exports/teacher_*.pth of a run")
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch_file(path)
+    content = read_file(path)
     for key in _NESTED:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
@@ -76,6 +83,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if others := [str(name) for name, value in content.items() if not isinstance(value, Tensor)]:
         raise UserError(f"{path}: no tensors under {listed(others, _SHOWN)}, nor a state dict under {listed(_NESTED)}")
     return dict(content)
+
+
+def read_file(path: Path) -> Any:
+    """What a `.safetensors` or a torch file holds, on the CPU. Code in the file is never run. Raises `UserError`."""
+    if not path.is_file():
+        raise UserError(f"there is no file {path}; give a file of weights, e.g. exports/teacher_*.pth of a run")
+    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch_file(path)
 
 
 def student_of(weights: Mapping[str, Tensor], path: Path) -> StudentConfig:
@@ -136,15 +150,17 @@ def _depth_of(weights: Mapping[str, Tensor]) -> int:
     return 1 + max((int(found[1]) for name in weights if (found := _BLOCK.match(name))), default=-1)
 
 
-def _position_grid(weights: Mapping[str, Tensor], path: Path) -> int:
+def _position_grid(weights: Mapping[str, Tensor], source: str) -> int:
+    if "pos_embed" not in weights:
+        raise UserError(f"{source} holds no vision transformer: its tensors are {listed(weights, _SHOWN)}")
     num_positions = weights["pos_embed"].shape[1] - 1
     side = round(num_positions**0.5)
     if side * side != num_positions:
-        raise UserError(f"{path} has positions for {num_positions} patches, which are no square grid")
+        raise UserError(f"{source} has positions for {num_positions} patches, which are no square grid")
     return side
 
 
-def _demand_all(path: Path, weights: Mapping[str, Tensor], vit: ViT) -> None:
+def _demand_all(source: str, weights: Mapping[str, Tensor], vit: ViT) -> None:
     own = vit.state_dict()
     wrong = {
         "missing": [name for name in own if name not in weights],
@@ -157,7 +173,7 @@ def _demand_all(path: Path, weights: Mapping[str, Tensor], vit: ViT) -> None:
     }
     if any(wrong.values()):
         said = "; ".join(f"{what}: {listed(names, _SHOWN)}" for what, names in wrong.items() if names)
-        raise UserError(f"{path} does not fit the model ({said}); name the recipe it was trained with by --config")
+        raise UserError(f"{source} does not fit the model ({said}); name the recipe it was trained with by --config")
 
 
 def _is_kept(name: str, weights: Mapping[str, Tensor]) -> bool:
