@@ -33,8 +33,9 @@ overlay_works() {
   rm -rf "$folder"
   return "$status"
 }
-driver=vfs # copies the whole image for every layer
-if overlay_works; then driver=overlay; fi
+driver=${STORAGE_DRIVER-}
+if [ -z "$driver" ] && overlay_works; then driver=overlay; fi
+driver=${driver:-vfs} # which works anywhere, and copies the whole image for every layer
 
 export CONTAINERS_STORAGE_CONF=$images/storage.conf BUILDAH_ISOLATION=chroot
 export TMPDIR=$cache/tmp # buildah keeps pip's cache there
