@@ -5,7 +5,7 @@ PY := .venv/bin/python
 ENV := .venv/complete
 DEMO := demo
 
-.PHONY: env test lint demo soak slurm-matrix lock image-lock image-resolve image-test clean
+.PHONY: env test lint demo soak slurm-matrix lock image-lock image-resolve image-test container-e2e clean
 
 env: $(ENV)
 
@@ -59,6 +59,18 @@ image-resolve: build/resolver/complete
 
 image-test:
 	docker/image_test.sh $(ARGS)
+
+# The proof on two nodes: a Slurm job in an Apptainer image, in a root of Debian sid. Needs root; what is made stays in E2E.
+E2E := build/container_e2e
+E2E_ARCHIVE := $(E2E)/pathfm-cpu.oci.tar
+
+container-e2e: $(E2E_ARCHIVE)
+	docker/sid_root.sh $(E2E) --bind $(E2E_ARCHIVE):/images/cpu.tar:ro /opt/host/bin/python /pathfm/benchmarks/container_e2e.py \
+	  --archive /images/cpu.tar --images images $(ARGS) > build/container_e2e.md; status=$$?; cat build/container_e2e.md; exit $$status
+
+# in a mount namespace, because a buildah that is killed leaves its mounts
+$(E2E_ARCHIVE): Dockerfile docker/image.lock docker/torch-cpu.lock
+	PATHFM_IMAGES=$(abspath $(E2E))/layers unshare --mount --propagation=private docker/image_test.sh --archive $@
 
 clean:
 	rm -rf .venv build demo *.egg-info
