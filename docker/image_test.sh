@@ -19,10 +19,7 @@ docker/base.sh "$base_tar"
 
 mkdir -p "$cache/tmp"
 images=${PATHFM_IMAGES:-$(mktemp -d "$cache/images.XXXXXX")}
-if [ -z "${PATHFM_IMAGES-}" ]; then
-  trap 'rm -rf "$images"' EXIT
-  export BUILDAH_LAYERS=${BUILDAH_LAYERS:-false} # layers are for the next build, and there is none
-fi
+[ -n "${PATHFM_IMAGES-}" ] || trap 'rm -rf "$images"' EXIT
 mkdir -p "$images"
 
 overlay_works() {
@@ -34,8 +31,9 @@ overlay_works() {
   return "$status"
 }
 driver=${STORAGE_DRIVER-}
-if [ -z "$driver" ] && overlay_works; then driver=overlay; fi
-driver=${driver:-vfs} # which works anywhere, and copies the whole image for every layer
+[ -n "$driver" ] || driver=$(if overlay_works; then echo overlay; else echo vfs; fi)
+# vfs works anywhere, and copies the whole image for every layer: so it gets one
+[ "$driver" != vfs ] || export BUILDAH_LAYERS=${BUILDAH_LAYERS:-false}
 
 export CONTAINERS_STORAGE_CONF=$images/storage.conf BUILDAH_ISOLATION=chroot
 export TMPDIR=$cache/tmp # buildah keeps pip's cache there

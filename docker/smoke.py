@@ -32,6 +32,7 @@ FACTS = HERE.parents[1] / "image.json"
 _TILES, _TILE_PX, _WORKERS, _STEPS = 32, 96, 2, 3
 _SECONDS_TO_TRAIN = 600
 _SECONDS_TO_MEET = 120
+_TAIL = 4000  # letters of what a program said that failed
 
 
 class Failed(Exception):
@@ -233,6 +234,7 @@ def _pathfm(folder: Path, module: str, *words: str) -> None:
     command = [sys.executable, "-m", module, *words]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=_SECONDS_TO_TRAIN)
     if done.returncode:
+        print(done.stdout[-_TAIL:], done.stderr[-_TAIL:], sep="\n", file=sys.stderr)
         said = (done.stderr.strip() or done.stdout.strip() or "nothing said").splitlines()[-1]
         raise Failed(f"{module} ended with {done.returncode}: {said}")
 
