@@ -16,6 +16,7 @@ VERBS = {
     "schedule": "print and draw all schedules of a recipe",
     "train": "train on this machine (the ancestors' -m pathfm.train)",
     "extract": "features of regions, tiles and slides by a frozen backbone",
+    "attention": "pictures of what the [CLS] token looks at in a region",
     "checkpoints": "list and verify the checkpoints of a run",
     "doctor": "examine this machine, the run's folders and the cluster before a run does",
     "image": "compare a job's image with this machine and with this code's pins",

@@ -32,6 +32,7 @@ class Extractor:
     device: torch.device
     batch_size: int  # patches of a forward pass
     readers: int  # threads, each with one item decoded ahead
+    of_tiles: bool = False  # an item's features are [width], not [npatch, width]
 
     def run(self, blocks: Iterable[int]) -> Iterator[int]:
         """Write these blocks; yields each once it is published. May be left at any of them."""
@@ -55,7 +56,7 @@ class Extractor:
                 yield from item.pixels
 
         rows = class_token_features(self.backbone, patches(), self.device, self.batch_size)
-        self.blocks.write(block, rows.unflatten(0, (len(notes), -1)), notes)
+        self.blocks.write(block, rows if self.of_tiles else rows.unflatten(0, (len(notes), -1)), notes)
 
 
 def ahead(function: Callable[[Given], Made], items: Iterable[Given], threads: int) -> Iterator[Made]:

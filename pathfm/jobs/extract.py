@@ -255,6 +255,7 @@ def _extractor(extraction: Extraction, device: torch.device) -> Extractor:
         device,
         batch_size=options.batch_size,
         readers=options.readers,
+        of_tiles=bool(options.tiles),
     )
 
 

@@ -4,6 +4,8 @@ T tokens of all crops together   D width   B crops   L patches of a crop   h, w 
 patch features rows and columns of their grid   C width of patch features   N tokens of a crop   H heads
 """
 
+from functools import partial
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -145,19 +147,19 @@ class Block(nn.Module):
         self.ls2 = LayerScale(width, layerscale) if layerscale else nn.Identity()
 
     def forward(self, tokens: Float[Tensor, "T D"], layout: Layout, backend: Backend) -> Float[Tensor, "T D"]:
-        def attention_branch(kept: Tensor, kept_layout: Layout) -> Tensor:
-            return self.ls1(self.attn(self.norm1(kept), kept_layout, backend))
-
-        def feed_forward_branch(kept: Tensor, _: Layout) -> Tensor:
-            return self.ls2(self.mlp(self.norm2(kept)))
-
         rate = self.drop_path_rate if self.training else 0.0
-        tokens = add_branch(tokens, layout, attention_branch, rate)
-        return add_branch(tokens, layout, feed_forward_branch, rate)
+        tokens = add_branch(tokens, layout, partial(self._attend, backend=backend), rate)
+        return add_branch(tokens, layout, self._feed_forward, rate)
 
     def attention_weights(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B H N N"]:
         """How much every token (row) attends to every other in this block, by head: rows sum to 1."""
-        qkv = self.attn.qkv(self.norm1(tokens)).unflatten(2, (3, self.attn.num_heads, -1))
-        query, key, _ = qkv.unbind(2)
+        qkv = self.attn.qkv(self.norm1(tokens.flatten(0, 1))).unflatten(1, (3, self.attn.num_heads, -1))
+        query, key, _ = qkv.unflatten(0, tokens.shape[:2]).unbind(2)
         scores = torch.einsum("bnhe,bmhe->bhnm", query.float(), key.float()) / query.shape[-1] ** 0.5
         return scores.softmax(dim=-1)
+
+    def _attend(self, tokens: Float[Tensor, "T D"], layout: Layout, backend: Backend) -> Float[Tensor, "T D"]:
+        return self.ls1(self.attn(self.norm1(tokens), layout, backend))
+
+    def _feed_forward(self, tokens: Float[Tensor, "T D"], _: Layout) -> Float[Tensor, "T D"]:
+        return self.ls2(self.mlp(self.norm2(tokens)))

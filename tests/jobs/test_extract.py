@@ -157,10 +157,10 @@ def test_whoever_is_told_to_leave_does_so_after_a_block_and_goes_on_later(
 
 
 def test_a_finished_extraction_is_left_alone(regions, packed, weights, capsys):
-    before = {path: path.stat().st_mtime_ns for path in packed.glob("*.*")}
+    before = {path: path.stat().st_mtime_ns for path in packed.glob("[!.]*")}
     assert run(regions, weights, packed, *BY_SLIDE) == 0
     assert "nothing to do" in capsys.readouterr().out
-    assert {path: path.stat().st_mtime_ns for path in packed.glob("*.*")} == before
+    assert {path: path.stat().st_mtime_ns for path in packed.glob("[!.]*")} == before
 
 
 def test_another_extraction_is_not_mixed_with_one_that_is_there(regions, packed, weights, tmp_path):
@@ -254,7 +254,7 @@ def test_tiles_of_slides_are_stacked_too(weights, shared_data, tmp_path):
 
 
 def test_slides_must_be_known(regions, weights, tmp_path):
-    with pytest.raises(UserError, match=r"no slide is known of .* and [0-9]+ more"):
+    with pytest.raises(UserError, match="no slide is known of slide_a_x0_y0, "):
         run(regions, weights, tmp_path, "--slides")
 
 

@@ -11,10 +11,11 @@ def test_attention_weights_sum_to_1_and_reproduce_the_blocks_attention():
     weights = block.attention_weights(tokens)
     assert weights.shape == (2, 3, 5, 5)
     torch.testing.assert_close(weights.sum(-1), torch.ones(2, 3, 5))
-    value = block.attn.qkv(block.norm1(tokens))[..., 48:].unflatten(2, (3, 8)).transpose(1, 2)
-    attended = tokens + block.ls1(block.attn.proj((weights @ value).transpose(1, 2).flatten(2)))
+    packed = tokens.flatten(0, 1)
+    value = block.attn.qkv(block.norm1(packed))[:, 48:].unflatten(1, (3, 8)).unflatten(0, (2, 5)).transpose(1, 2)
+    attended = packed + block.ls1(block.attn.proj((weights @ value).transpose(1, 2).reshape(10, 24)))
     expected = attended + block.ls2(block.mlp(block.norm2(attended)))
-    found = block(tokens.flatten(0, 1), ((2, 5),), "sdpa").unflatten(0, (2, 5))
+    found = block(packed, ((2, 5),), "sdpa")
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
