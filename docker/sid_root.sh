@@ -98,13 +98,22 @@ in_namespaces() {
     bash "$script" --in-namespaces "$@")
 }
 
+run() {
+  local temporary
+  temporary=$(mktemp -d "$1/tmp.XXXXXX")
+  chmod 1777 "$temporary"
+  # shellcheck disable=SC2064 # this folder, not one of a later call
+  trap "rm -rf --one-file-system '$temporary'" EXIT
+  in_namespaces run_inside "$1/root" "$temporary" "${@:2}"
+}
+
 # pivot_root, not chroot: in a chroot the kernel makes no user namespace, and Apptainer lives in one.
 run_inside() {
-  local root=$1/root
-  shift
-  find "$root/tmp" -xdev -mindepth 1 -delete
+  local root=$1 temporary=$2
+  shift 2
   mount --bind "$root" "$root"
   mount_system "$root"
+  mount --bind "$temporary" "$root/tmp"
   bind_into "$root" "$PWD:/pathfm:ro"
   while [ "${1-}" = --bind ]; do
     bind_into "$root" "$2"
@@ -167,4 +176,4 @@ folder=$(realpath "$(from_caller "$1")")
 mkdir -p "$folder"
 once "$folder/debian" "$(listed)" make_root "$folder"
 once "$folder/python" "$(packages_of_host; versions)" make_python "$folder"
-[ $# -lt 2 ] || in_namespaces run_inside "$folder" "${@:2}"
+[ $# -lt 2 ] || run "$folder" "${@:2}"
