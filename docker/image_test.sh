@@ -19,7 +19,12 @@ docker/base.sh "$base_tar"
 
 mkdir -p "$cache/tmp"
 images=${PATHFM_IMAGES:-$(mktemp -d "$cache/images.XXXXXX")}
-[ -n "${PATHFM_IMAGES-}" ] || trap 'rm -rf "$images"' EXIT
+clean_up() {
+  # first what a build that was cut off left mounted
+  awk -v below="$images/" 'index($2, below) == 1 { print $2 }' /proc/self/mounts | sort -r | xargs -r umount
+  rm -rf --one-file-system "$images"
+}
+[ -n "${PATHFM_IMAGES-}" ] || trap clean_up EXIT
 mkdir -p "$images"
 
 overlay_works() {
