@@ -49,9 +49,10 @@ disturbed at about step 17, with the code of the run's own snapshot. Columns of 
 checkpoint, from the event to the requeue, and from there to the next step. Losses are compared bit for bit with the
 first row.
 
-A `.sif` that Apptainer mounts without setuid is served by a process of the rank, squashfuse. proctrack/linuxproc sends
-it the signals of the rank, it dies, and the rank with it (SIGBUS) before it can save: the run goes on from the last
-periodic checkpoint. Unpacked, be it by each rank (`--unsquash`) or once (a sandbox), nothing is lost.
+A `.sif` that Apptainer mounts without setuid is served by a process beside the rank, squashfuse. proctrack/linuxproc
+sends it the signals of the rank, and it dies of USR2 and of TERM. The rank goes on with what it has in memory, which
+may be enough, as every run has written a checkpoint at its first step; what it needs for the first time ends it
+(SIGBUS). Unpacked, be it once (a sandbox) or by each rank (`--unsquash`), the image needs no such process.
 """
 
 
