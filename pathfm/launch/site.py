@@ -304,7 +304,7 @@ def _of_signals(site: Site) -> list[str]:
             "Signals reach every process of a rank (ProctrackType=proctrack/linuxproc). A .sif that Apptainer mounts"
         )
         lines.append(
-            "without setuid dies of them, with the checkpoint: unpack such an image (apptainer build --sandbox)."
+            "without setuid may die of them before it has saved: unpack such an image (apptainer build --sandbox)."
         )
     return lines
 

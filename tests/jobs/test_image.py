@@ -146,6 +146,7 @@ def test_an_image_that_dies_of_a_tasks_signals_is_worth_a_warning(
     config = f"echo 'ProctrackType           = {proctrack}'"
     programs(tmp_path / "bin", monkeypatch, scontrol=config, apptainer=f"echo LIBEXECDIR={tmp_path}")
     assert said(findings(tmp_path / image), "container").verdict == verdict
+    assert said(findings(tmp_path / image, options=("--unsquash",)), "container").verdict == "ok"
 
 
 # ---- what is in it

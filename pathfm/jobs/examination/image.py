@@ -68,11 +68,12 @@ def started_by(profile: Profile) -> Finding:
         )
     if profile.gpus_per_node and (finding := _no_gpus(container)):
         return finding
-    if container.runtime == "apptainer" and _dies_of_signals(container.image):
-        found = (
-            f"{container.image} is mounted by a process of the task, which proctrack/linuxproc signals with the task"
+    if container.runtime == "apptainer" and "--unsquash" not in container.options and _dies_of_signals(container.image):
+        found = f"{container.image} is mounted by squashfuse, which under proctrack/linuxproc dies of a rank's signals"
+        advice = (
+            "the rank may follow before it has saved: unpack the image once (apptainer build --sandbox FOLDER IMAGE) "
+            "and name the folder, or add --unsquash to the container's options"
         )
-        advice = "a checkpoint may be cut off: unpack the image (apptainer build --sandbox), or use proctrack/cgroup"
         return Finding("container", "warn", found, advice)
     return Finding("container", "ok", f"{container.runtime}, {container.image}")
 
