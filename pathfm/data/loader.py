@@ -6,9 +6,10 @@ What a batch holds depends on its number alone: not on the workers, and, put tog
 import os
 import re
 import signal
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from multiprocessing import get_context, parent_process, resource_tracker
+from multiprocessing import get_context, parent_process, resource_tracker, util
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from threading import Thread
@@ -26,6 +27,8 @@ from pathfm.data.order import BatchPlan, Order
 from pathfm.errors import UserError, listed
 
 _SHIELDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+_LONGEST_TEMPORARY = 75  # bytes of the temporary folder's path: /pymp-xxxxxxxx/listener-xxxxxxxx comes after it
+_OWN_FOLDER = len("/pymp-xxxxxxxx")
 _SECONDS_BETWEEN_LOOKS = 1.0  # of a worker for its trainer
 
 
@@ -176,9 +179,32 @@ def _worker_context() -> ForkServerContext:
     A trainer has threads (CUDA, NCCL, W&B), a CUDA context and locked files; its forks can hang on a lock that a
     thread held, and keep what they inherited after it is killed. The server imports this module, torch with it, once.
     """
+    _keep_sockets_within_reach()
     context = get_context("forkserver")
     context.set_forkserver_preload([__name__])
     return context
+
+
+def _keep_sockets_within_reach() -> None:
+    """Workers are spoken to by sockets below the temporary folder, whose paths the system cuts off at 107 bytes.
+
+    Raises `UserError` when neither that folder nor /tmp will do.
+    """
+    own = tempfile.gettempdir()
+    if len(os.fsencode(own)) <= _LONGEST_TEMPORARY:
+        return
+    tempfile.tempdir = "/tmp"
+    try:
+        folder = util.get_temp_dir()  # remembered by this process and its workers
+    except OSError:
+        folder = own
+    finally:
+        tempfile.tempdir = own
+    if len(os.fsencode(folder)) > _LONGEST_TEMPORARY + _OWN_FOLDER:
+        raise UserError(
+            f"TMPDIR={own} is too long a path for the sockets of data-loading workers; set it to one of at most "
+            f"{_LONGEST_TEMPORARY} letters, or train.num_workers=0"
+        )
 
 
 def _born_shielded(loader: DataLoader[Batch | UserError]) -> Iterator[Batch | UserError]:

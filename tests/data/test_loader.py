@@ -259,3 +259,18 @@ def test_a_loader_may_be_left_in_the_middle(tiles_root):
     stream = load_batches(dataset, SampleOrder(23, 0), BatchPlan(4), assemble, numbers=range(10**6), num_workers=1)
     next(stream)
     stream.close()
+
+
+@pytest.mark.parametrize("usable", [True, False], ids=["there is a shorter one", "there is none"])
+def test_a_temporary_folder_whose_path_is_too_long_for_sockets(tiles_root: Path, tmp_path: Path, usable: bool):
+    long = tmp_path / ("x" * 90)
+    long.mkdir()
+    no_other = "import tempfile; tempfile.mkdtemp = lambda **_: (_ for _ in ()).throw(PermissionError())\n"
+    code = "import sys; from pathlib import Path; from tests.data.test_loader import batches\n"
+    code += ("" if usable else no_other) + "print(len(batches(Path(sys.argv[1]), num_workers=1)))"
+    environment = {**os.environ, "TMPDIR": str(long), "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([sys.executable, "-c", code, tiles_root], env=environment, capture_output=True, text=True)
+    if usable:
+        assert done.stdout == "9\n", done.stderr
+    else:
+        assert "is too long a path for the sockets of data-loading workers" in done.stderr
