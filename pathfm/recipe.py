@@ -88,7 +88,7 @@ DEFAULTS_OF_DINO = Layer(
             "drop_path_rate": 0.1,
             "drop_path_uniform": False,
             "layerscale": 0.0,
-            "interpolate_offset": 0.0,
+            "interpolate_offset": 0.0,  # as the ancestor's code; the public one has DINOv2's 0.1
         },
         "teacher": {"momentum_teacher": 0.996, "teacher_temp": 0.04, "warmup_teacher_temp_pct": 0.0},
         "optim": {

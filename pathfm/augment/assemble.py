@@ -23,7 +23,7 @@ _MOST_ROOM = 4  # for images in one tensor, as a multiple of their own pixels
 
 
 class Sample(Protocol):
-    """One decoded image and where it stands."""
+    """What was decoded, and where it stands."""
 
     @property
     def position(self) -> int:
@@ -34,8 +34,8 @@ class Sample(Protocol):
         """Row of the data set."""
 
     @property
-    def image(self) -> UInt8[np.ndarray, "H W 3"]:
-        """RGB pixels."""
+    def image(self) -> np.ndarray:
+        """RGB pixels, uint8 [H, W, 3]; or a feature for each patch of a region's grid, float [h, w, D]."""
 
 
 class Assemble:
@@ -83,16 +83,7 @@ class Assemble:
         masks = torch.from_numpy(draw_masks(self._masks, self._seed, step, positions, self._global_batch_size))
         on_device = self._crops_on_device and not _is_mostly_empty(sizes)
         global_crops, local_crops = self._crops_of([] if on_device else images, plans)
-        return Batch(
-            global_crops=global_crops,
-            local_crops=local_crops,
-            masks=masks,
-            mask_indices=masks.flatten().nonzero().flatten(),
-            mask_weights=mask_weights(masks),
-            positions=torch.tensor(positions, dtype=torch.int64),
-            samples=torch.tensor([sample.sample for sample in samples], dtype=torch.int64),
-            uncropped=uncropped(images, plans) if on_device else None,
-        )
+        return batch_of(samples, global_crops, local_crops, masks, uncropped(images, plans) if on_device else None)
 
     def _crops_of(
         self, images: Sequence[UInt8[np.ndarray, "H W 3"]], plans: CropPlans
@@ -105,6 +96,26 @@ class Assemble:
             for plan, room in zip(plans.of_sample(b), rooms, strict=True):
                 room[b] = apply_plan(plan, image)
         return _as_channels_first(global_crops), _as_channels_first(local_crops)
+
+
+def batch_of(
+    samples: Sequence[Sample],
+    global_crops: Tensor,
+    local_crops: Tensor,
+    masks: Bool[Tensor, "GB L"],
+    uncropped: Uncropped | None = None,
+) -> Batch:
+    """The crops and masks of these samples, with what follows from them."""
+    return Batch(
+        global_crops=global_crops,
+        local_crops=local_crops,
+        masks=masks,
+        mask_indices=masks.flatten().nonzero().flatten(),
+        mask_weights=mask_weights(masks),
+        positions=torch.tensor([sample.position for sample in samples], dtype=torch.int64),
+        samples=torch.tensor([sample.sample for sample in samples], dtype=torch.int64),
+        uncropped=uncropped,
+    )
 
 
 def uncropped(images: Sequence[UInt8[np.ndarray, "H W 3"]], plans: CropPlans) -> Uncropped:

@@ -6,14 +6,13 @@ D width of the features   h, w rows and columns of a region's grid. Rows are vie
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from pathfm.augment.assemble import mask_weights
+from pathfm.augment.assemble import Sample, batch_of
 from pathfm.augment.config import NUM_GLOBAL_CROPS, Augmentation, AugmentConfig, CropsConfig, resolve
 from pathfm.augment.masks import MaskPlan, draw_masks
 from pathfm.batch import Batch
@@ -22,22 +21,6 @@ from pathfm.random_streams import stream
 # Columns of a crop's uniform numbers.
 _TOP, _LEFT, _HORIZONTAL_FLIP, _VERTICAL_FLIP, _IS_TURNED, _TURNS = range(6)
 _NUM_UNIFORMS = 6
-
-
-class Sample(Protocol):
-    """One region's features and where it stands."""
-
-    @property
-    def position(self) -> int:
-        """Global position in the sample order."""
-
-    @property
-    def sample(self) -> int:
-        """Row of the data set."""
-
-    @property
-    def image(self) -> Float[np.ndarray, "h w D"]:
-        """A feature for each patch of the grid."""
 
 
 @dataclass(frozen=True)
@@ -106,15 +89,9 @@ class AssembleWindows:
         plans = draw_windows(self._augmentation, self._crops, [grid.shape[:2] for grid in grids], self._seed, positions)
         masks = torch.from_numpy(draw_masks(self._masks, self._seed, step, positions, self._global_batch_size))
         views = range(len(plans.size))
-        return Batch(
-            global_crops=_stacked(plans, grids, views[:NUM_GLOBAL_CROPS], self._crops.global_crops_size),
-            local_crops=_stacked(plans, grids, views[NUM_GLOBAL_CROPS:], self._crops.local_crops_size),
-            masks=masks,
-            mask_indices=masks.flatten().nonzero().flatten(),
-            mask_weights=mask_weights(masks),
-            positions=torch.tensor(positions, dtype=torch.int64),
-            samples=torch.tensor([sample.sample for sample in samples], dtype=torch.int64),
-        )
+        global_crops = _stacked(plans, grids, views[:NUM_GLOBAL_CROPS], self._crops.global_crops_size)
+        local_crops = _stacked(plans, grids, views[NUM_GLOBAL_CROPS:], self._crops.local_crops_size)
+        return batch_of(samples, global_crops, local_crops, masks)
 
 
 def _stacked(

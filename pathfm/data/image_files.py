@@ -13,7 +13,7 @@ from pathfm.data.datasets import open_dataset
 from pathfm.data.decode import IMAGE_SUFFIXES, open_image
 from pathfm.data.entries import printable
 from pathfm.data.files_below import files_below
-from pathfm.data.strings import KEYS
+from pathfm.data.strings import is_dataset_string
 from pathfm.data.tar.file_bytes import read_at
 from pathfm.data.tar.walk import TarWalk
 from pathfm.errors import UserError, listed
@@ -89,7 +89,7 @@ class ImageFiles:
 
 def open_images(source: str) -> ImageFiles:
     """`source`: a folder, also with subfolders; an uncompressed tar; or a data set string. Raises `UserError`."""
-    if source.partition(":")[0] in KEYS and ":" in source:
+    if is_dataset_string(source):
         return _of_dataset(source)
     path = Path(source).expanduser()
     if path.is_dir():

@@ -39,6 +39,11 @@ class DatasetString:
         return ":".join([self.name, *(f"{key}={value}".replace(":", r"\:") for key, value in self.options.items())])
 
 
+def is_dataset_string(text: str) -> bool:
+    """Whether a text names a data set, rightly or not, where a path could stand too."""
+    return text.partition(":")[0] in KEYS and ":" in text
+
+
 def parse_dataset_string(text: str) -> DatasetString:
     r"""`Pathology:root=/data:subset=train` -> name and options. A value may hold '='; a ':' in it is written '\:'.
 

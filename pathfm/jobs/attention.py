@@ -16,21 +16,19 @@ from pathfm.errors import UserError
 from pathfm.features.attention import attention_picture, patch_attention, region_attention
 from pathfm.files import written_aside
 from pathfm.hierarchical import CHUNK, PATCH_SIZE, HierarchicalModel, grid_of, in_chunks, of_levels
-from pathfm.jobs.arguments import CONFIGS
+from pathfm.jobs.extraction import student_named
 from pathfm.log import start_logging
-from pathfm.models.config import StudentConfig
 from pathfm.models.pretrained import Pretrained, load_backbone
 from pathfm.models.vit import ViT
-from pathfm.recipe import find_config, read_recipe
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     start_logging()
     output = arguments.output or _previews_of(arguments.weights)
-    levels = {"patch": load_backbone(arguments.weights, _student(arguments.config))}
+    levels = {"patch": load_backbone(arguments.weights, student_named(arguments.config))}
     if arguments.region_weights:
-        levels["region"] = load_backbone(arguments.region_weights, _student(arguments.region_config))
+        levels["region"] = load_backbone(arguments.region_weights, student_named(arguments.region_config))
     if levels["patch"].reads_features:
         raise UserError(f"{arguments.weights} reads patch features; give it as --region-weights")
     for path in arguments.images:
@@ -80,10 +78,6 @@ def _previews_of(weights: Path) -> Path:
     if weights.parent.name != "exports":
         raise UserError(f"{weights} is no export of a run; say by --output where the pictures are to go")
     return weights.parent.parent / "previews"
-
-
-def _student(config: str | None) -> StudentConfig | None:
-    return read_recipe(find_config(config, CONFIGS)).recipe.student if config else None
 
 
 def _parser() -> ArgumentParser:

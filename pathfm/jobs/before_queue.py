@@ -22,8 +22,7 @@ _FOLDER_KEYS = ("root", "extra")  # of a data set string
 
 def problems_of_run(recipe: Recipe, run_dir: Path, ranks: int, container: Container | None = None) -> Iterator[str]:
     """One line for each thing that would stop the run on `ranks` processes."""
-    place = next(place for place in (run_dir, *run_dir.parents) if place.exists())
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+    if place := unwritable(run_dir):
         yield f"{place} cannot be written, so the run cannot lie below it; choose another --runs-dir"
     if not recipe.train.dataset_path:
         yield "no data set is given; add train.dataset_path=Pathology:root=FOLDER"
@@ -44,6 +43,12 @@ def _train_as_begun(recipe: Recipe, run_dir: Path) -> TrainConfig:
         return recipe.train
     begun = build(Recipe, [read_layer(run_dir / "recipe.yaml")]).train.global_batch_size
     return recipe.train.model_copy(update={"global_batch_size": recipe.train.global_batch_size or begun})
+
+
+def unwritable(folder: Path) -> Path | None:
+    """What stands in the way of making this folder, or of writing into it; None when nothing does."""
+    place = next(place for place in (folder, *folder.parents) if place.exists())
+    return None if place.is_dir() and os.access(place, os.W_OK | os.X_OK) else place
 
 
 def stop_at(problems: Sequence[str]) -> None:

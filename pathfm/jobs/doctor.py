@@ -160,7 +160,7 @@ def _of_container(profile: Profile) -> list[Finding]:
     found: list[Finding] = []
 
     def look() -> Finding:
-        found.extend(container_findings(profile))
+        found.extend(list(container_findings(profile)))  # all or, where one raises, none
         return found[0]
 
     first = examined("container", look, 60, SILENT_MOUNT)

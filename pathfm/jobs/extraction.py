@@ -83,7 +83,7 @@ def plan(arguments: Namespace) -> Extraction:
             raise UserError("features of tiles are written by slide: add --slides")
         geometry = Geometry(arguments.patch_size, arguments.patch_size, arguments.other_sizes)
     geometry.check()
-    model = load_backbone(arguments.weights, _student(arguments))
+    model = load_backbone(arguments.weights, student_named(arguments.config))
     _demand_whole_patches(model, arguments.input_size or geometry.patch_size)
     images = open_images(arguments.regions or arguments.tiles)
     items = _items(arguments, images, geometry)
@@ -92,10 +92,9 @@ def plan(arguments: Namespace) -> Extraction:
     return Extraction(arguments, images, items, geometry, model)
 
 
-def _student(arguments: Namespace) -> StudentConfig | None:
-    if arguments.config is None:
-        return None
-    return read_recipe(find_config(arguments.config, CONFIGS)).recipe.student
+def student_named(config: str | None) -> StudentConfig | None:
+    """Of a recipe, where one is named."""
+    return read_recipe(find_config(config, CONFIGS)).recipe.student if config else None
 
 
 def _demand_whole_patches(model: Pretrained, size: int) -> None:

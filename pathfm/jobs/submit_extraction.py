@@ -1,6 +1,5 @@
 """Put `pathfm extract` on a Slurm cluster, or on this machine; an array where several weights are given. No torch."""
 
-import os
 import shlex
 import sys
 from argparse import ArgumentParser, Namespace
@@ -8,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pathfm.data.strings import KEYS
+from pathfm.data.strings import is_dataset_string
 from pathfm.errors import UserError
-from pathfm.jobs.before_queue import folders_of, stop_at
+from pathfm.jobs.before_queue import folders_of, stop_at, unwritable
 from pathfm.jobs.slurm_options import SLURM_ALONE, add_options, demand_slurm, place_of
 from pathfm.jobs.slurm_order import SlurmOrder, Work, hand_over
 from pathfm.jobs.submit import checked_name, to_submit_again
@@ -94,7 +93,7 @@ def _source(arguments: Namespace, name: str) -> _Source | None:
     text: str | None = getattr(arguments, name)
     if text is None:
         return None
-    if text.partition(":")[0] in KEYS:
+    if is_dataset_string(text):
         return _Source(text, tuple(folders_of(text)))
     return _Source(str(Path(text).absolute()), (Path(text).absolute(),))
 
@@ -114,8 +113,7 @@ def _problems(arguments: Namespace, works: Sequence[Work]) -> Iterator[str]:
         if source is not None and not all(place.exists() for place in source.places):
             yield f"there is no {getattr(arguments, name)}"
     for work in works:
-        place = next(place for place in (work.run_dir, *work.run_dir.parents) if place.exists())
-        if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        if place := unwritable(work.run_dir):
             yield f"{place} cannot be written; choose another --output"
 
 

@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -45,13 +46,13 @@ def batch_step(job: SlurmJob) -> int:
         return _stay_cancelled(attempt, EXIT_INTERRUPTED)
     attempt.folder.mkdir(parents=True, exist_ok=True)
     early = _EarlyRequeue(attempt)
-    _clean_up(job)
     _say(
         f"attempt {attempt.name} on {os.environ.get('SLURM_JOB_NODELIST', 'this node')}: logs are {attempt.log_pattern}"
     )
     # srun passes USR2 on to its tasks; at a TERM it would kill them.
-    status = supervise(job.command(attempt.log_pattern), as_signal=signal.SIGUSR2, at_term=early.begin)
-    _clean_up(job)
+    ranks, clean_up = job.command(attempt.log_pattern), partial(_clean_up, job)
+    status = supervise(ranks, as_signal=signal.SIGUSR2, at_term=early.begin, before=clean_up)
+    clean_up()
     cancelled = is_cancelled(job.run_dir, attempt.job)
     ended = Ended(status, _verdict(attempt), attempt.restart, _crashes_before(attempt, job), cancelled)
     decision, step = early.decision() or decide(ended, _record(attempt)), newest_checkpoint(job.run_dir)
@@ -67,17 +68,20 @@ def supervise(
     command: Sequence[str],
     as_signal: int | None = None,
     at_term: Callable[[], None] = lambda: None,
+    before: Callable[[], None] = lambda: None,
     **streams: Any,
 ) -> int:
     """Run `command` to its end. Returns its exit status as a shell would, 128 + n when signal n ended it.
 
     USR2 and TERM are passed on (as `as_signal`, if given) and never end the supervisor itself: whoever sends them wants
     the payload to save and leave, and somebody must be there afterwards to see how it left. The handlers stay; this is
-    the last thing that a process does. `at_term` is called once more for every TERM and must return at once.
+    the last thing that a process does. `before` is called when signals are heard already; `at_term` once more for every
+    TERM, and must return at once.
     """
     child = _Child(as_signal, at_term)
     for number in _PASSED_ON:
         signal.signal(number, child.pass_on)
+    before()
     status = child.run(command, **streams)
     return 128 - status if status < 0 else status
 

@@ -4,36 +4,18 @@ It is DINOv2 without the loss on patches: nothing is masked, so its networks nee
 of the head (`DinoConfig.norm_last_layer`, `use_bn_in_head`) and the defaults of its recipes (`recipe.py`).
 """
 
+from typing import Any
+
 from pathfm.models.vit import ViT
-from pathfm.ssl.config import Centering, DinoConfig, IbotConfig
+from pathfm.ssl.config import DinoConfig, IbotConfig
 from pathfm.ssl.dinov2 import DINOv2
-from pathfm.ssl.targets import Gather, Total, alone
 
 
 class DINO(DINOv2):
-    """See `DINOv2`, of whose arguments it has those that speak of class tokens. The loss is the mean over all pairs of
-    a teacher's view and another of the student's."""
+    """The loss is the mean over all pairs of a teacher's view and another of the student's.
 
-    def __init__(
-        self,
-        student_backbone: ViT,
-        teacher_backbone: ViT,
-        dino: DinoConfig,
-        *,
-        centering: Centering = "centering",
-        koleo_group_size: int | None = None,
-        total: Total = alone,
-        total_with_gradient: Total = alone,
-        gather: Gather = alone,
-    ) -> None:
-        super().__init__(
-            student_backbone,
-            teacher_backbone,
-            dino,
-            IbotConfig(loss_weight=0.0),
-            centering=centering,
-            koleo_group_size=koleo_group_size,
-            total=total,
-            total_with_gradient=total_with_gradient,
-            gather=gather,
-        )
+    `settings`: those of `DINOv2` by name.
+    """
+
+    def __init__(self, student_backbone: ViT, teacher_backbone: ViT, dino: DinoConfig, **settings: Any) -> None:
+        super().__init__(student_backbone, teacher_backbone, dino, IbotConfig(loss_weight=0.0), **settings)
