@@ -36,6 +36,14 @@ def test_a_signal_reaches_the_payload_whose_status_is_the_supervisors(number: si
         assert supervisor.wait(timeout=30) == 75
 
 
+def test_a_signal_that_comes_before_the_payload_is_there_is_kept_for_it() -> None:
+    code = (
+        "import os, signal, sys; from pathfm.launch.supervisor import supervise; "
+        "sys.exit(supervise(['sleep', '60'], before=lambda: os.kill(os.getpid(), signal.SIGTERM)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=30).returncode == 128 + signal.SIGTERM
+
+
 def _slurm_of_scripts(folder: Path, **programs: str) -> None:
     """Programs in Slurm's place, which note the words they are called with in `calls`."""
     folder.mkdir()
