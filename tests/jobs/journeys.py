@@ -30,6 +30,15 @@ optim: {total_steps: 16, base_lr: 2.0e-3, warmup_pct: 0.2}
 crops: {global_crops_size: 48, local_crops_size: 32, local_crops_number: 2}
 checkpoint: {every_steps: 4}
 """
+# Of a shipped recipe, to be tried in seconds.
+SMALL = (
+    "dino.head_n_prototypes=64",
+    "dino.head_bottleneck_dim=16",
+    "dino.head_hidden_dim=32",
+    "train.batch_size_per_gpu=4",
+    "train.precision=fp32",
+    "train.device=cpu",
+)
 NUM_TILES = 40
 Done = subprocess.CompletedProcess[str]
 

@@ -14,17 +14,12 @@ from pathfm.data.datasets import open_dataset
 from pathfm.data.region_features import RegionFeatures
 from pathfm.hierarchical import compose
 from pathfm.models.vit import as_grid
-from tests.jobs.journeys import assert_same_run, environment, newest_checkpoint, wait_until
+from tests.jobs.journeys import SMALL, assert_same_run, environment, newest_checkpoint, wait_until
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 REGION_PX, PATCH_PX, TILES = 1024, 64, 48
-SMALL = [
-    "dino.head_n_prototypes=64",
-    "dino.head_bottleneck_dim=16",
-    "dino.head_hidden_dim=32",
-    "train.precision=fp32",
-    "train.device=cpu",
-    "train.batch_size_per_gpu=4",
+SETTINGS = [
+    *SMALL,
     "train.num_workers=0",
     "train.log_every_steps=2",
     "crops.local_crops_number=2",
@@ -44,7 +39,7 @@ def pathfm(*words: str) -> None:
 def trained(config: str, run: Path, dataset: str, *settings: str) -> list[str]:
     """The ancestors' command."""
     files = ["--config-file", str(CONFIGS / f"{config}.yaml"), "--output-dir", str(run)]
-    return ["pathfm.train", *files, f"train.dataset_path={dataset}", *SMALL, *settings]
+    return ["pathfm.train", *files, f"train.dataset_path={dataset}", *SETTINGS, *settings]
 
 
 @pytest.fixture(scope="module")

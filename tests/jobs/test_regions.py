@@ -12,6 +12,7 @@ import torch
 from pathfm.errors import exit_status
 from pathfm.jobs.pretrain import main
 from tests.jobs.journeys import (
+    SMALL,
     assert_same_run,
     environment,
     make_tiles,
@@ -24,18 +25,8 @@ from tests.jobs.journeys import (
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 WIDTH, SIDE, STEPS = 24, 16, 12
-SMALL = [
-    "dino.head_n_prototypes=64",
-    "dino.head_bottleneck_dim=16",
-    "dino.head_hidden_dim=32",
-    "train.batch_size_per_gpu=4",
-    "train.precision=fp32",
-    "train.device=cpu",
-    "train.log_every_steps=3",
-    f"optim.total_steps={STEPS}",
-    "checkpoint.every_steps=4",
-]
-OF_REGIONS = [*SMALL, f"student.feature_width={WIDTH}", "crops.local_crops_number=2", "train.num_workers=1"]
+SETTINGS = [*SMALL, "train.log_every_steps=3", f"optim.total_steps={STEPS}", "checkpoint.every_steps=4"]
+OF_REGIONS = [*SETTINGS, f"student.feature_width={WIDTH}", "crops.local_crops_number=2", "train.num_workers=1"]
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +122,7 @@ def test_windows_that_are_larger_than_the_grid_are_refused_in_one_line(
 def test_dino_on_tiles_by_the_ancestors_command(tmp_path: Path) -> None:
     small = ["student.arch=vit_tiny", "crops.global_crops_size=48", "crops.local_crops_size=32", "train.num_workers=0"]
     data = make_tiles(tmp_path)
-    done = train(CONFIGS / "patch.yaml", data, tmp_path / "run", *SMALL, *small, "crops.local_crops_number=2")
+    done = train(CONFIGS / "patch.yaml", data, tmp_path / "run", *SETTINGS, *small, "crops.local_crops_number=2")
     assert done.returncode == 0, done.stderr
     lines = metrics(tmp_path / "run")
     assert [line["step"] for line in lines] == [3, 6, 9, 12]
@@ -144,7 +135,7 @@ def test_batch_norm_in_the_head_trains_registers_and_stain_jitter_too(tmp_path: 
     small = ["student.arch=vit_tiny", "crops.global_crops_size=48", "crops.local_crops_size=32", "train.num_workers=0"]
     data = make_tiles(tmp_path)
     done = train(
-        CONFIGS / "patch.yaml", data, tmp_path / "run", *SMALL, *small, *options, "train.centering=sinkhorn_knopp"
+        CONFIGS / "patch.yaml", data, tmp_path / "run", *SETTINGS, *small, *options, "train.centering=sinkhorn_knopp"
     )
     assert done.returncode == 0, done.stderr
     assert any(".mlp.1.weight" in name for name in weights(tmp_path / "run", STEPS))
