@@ -55,6 +55,15 @@ class Run:
         return self.directory / "metrics.jsonl"
 
     @property
+    def tuning(self) -> Path:
+        """What every tuning found."""
+        return self.directory / "results" / "tuning.jsonl"
+
+    @property
+    def alarms(self) -> Path:
+        return self.directory / "alarms.jsonl"
+
+    @property
     def quarantine(self) -> Path:
         return self.directory / "quarantine.jsonl"
 
