@@ -1,6 +1,7 @@
 """The whole run as one frozen tree: what to train. The same on every machine; reads the ancestors' YAML too."""
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from pathfm.models.config import StudentConfig
 from pathfm.parallel.config import ParallelConfig
 from pathfm.ssl.config import DinoConfig, IbotConfig, MethodName, TeacherConfig
 from pathfm.track.config import WandbConfig
-from pathfm.training.config import OptimConfig, TrainConfig
+from pathfm.training.config import OptimConfig, TrainConfig, TuneConfig
 
 # Groups and keys that may differ when a run is continued: where the data lie (that they are the same is checked by
 # content), how fast it goes, what is reported and when it gives up.
@@ -41,6 +42,7 @@ _NOT_IDENTITY = (
     "augment.device",
     "parallel.",
     "checkpoint.",
+    "tune.",
     "wandb.",
 )
 
@@ -50,6 +52,7 @@ class Recipe(Section):
 
     method: MethodName = "dinov2"
     train: TrainConfig = TrainConfig()
+    tune: TuneConfig = TuneConfig()
     student: StudentConfig = StudentConfig()
     teacher: TeacherConfig = TeacherConfig()
     dino: DinoConfig = DinoConfig()
@@ -72,7 +75,19 @@ class Recipe(Section):
     def _crops_are_whole_patches(self) -> "Recipe":
         for name in ("global_crops_size", "local_crops_size"):
             patches_per_side(getattr(self.crops, name), self.student.patch_size, f"crops.{name}")
+        patches_per_side(self.tile_size, self.student.patch_size, "tune.tile_size")
         return self
+
+    @model_validator(mode="after")
+    def _tuning_is_of_tiles(self) -> "Recipe":
+        if self.tune.is_on and self.student.feature_width is not None:
+            raise ValueError("a network that reads features of regions cannot be tuned on tiles; leave 'tune' out")
+        return self
+
+    @property
+    def tile_size(self) -> int:
+        """Side in px at which tuning sees tiles."""
+        return self.tune.tile_size or self.crops.global_crops_size
 
 
 # What DINO's default recipe (arXiv 2104.14294, section 3.2, and its code) has otherwise than DINOv2's. Both have 100
@@ -169,10 +184,6 @@ def _is_empty(value: Any) -> bool:
     return value in (None, "", 0, [], {})
 
 
-def _no_tuning_data(tune: Any) -> bool:
-    return not isinstance(tune, dict) or all(_is_empty(tune.get(f"{s}_dataset_path")) for s in ("query", "test"))
-
-
 _RULES: dict[str, _Rule] = {
     "train.save_frequency": _same_meaning("checkpoint.every_epochs"),
     "train.OFFICIAL_EPOCH_LENGTH": _same_meaning("train.epoch_length"),
@@ -190,34 +201,50 @@ _RULES: dict[str, _Rule] = {
         "student.pretrained_weights: this version starts from random weights only; set it to ''", _is_empty
     ),
     "wandb.dir": _no_effect("W&B files lie in the run directory"),
-    "tune": _no_effect(
-        "tune.*: this version does not tune while it trains; remove the data set paths under 'tune'", _no_tuning_data
+    "tune.tune_every": _same_meaning("tune.tune_every_pct"),
+    "tune.early_stopping.min_epoch": _epochs_to_fraction("tune.early_stopping.min_pct"),
+    "tune.early_stopping.min_epoch_pct": _same_meaning("tune.early_stopping.min_pct"),
+    "tune.early_stopping.min_max": _no_effect(
+        "tune.early_stopping.min_max: every number of tuning is the better the larger it is; set it to max",
+        lambda v: v in (None, "max"),
+    ),
+    "tune.early_stopping.patience_pct": _no_effect(
+        "tune.early_stopping.patience_pct was a share of the epochs that counted tunings; give "
+        "tune.early_stopping.patience, the number of tunings without an improvement", _is_empty
     ),
 }  # fmt: skip
 
 
 def _translate(layer: Layer, epochs: float, notes: list[str]) -> Layer:
     """The layer with old keys renamed or dropped; each gets one note."""
-    tree = {group: dict(keys) if isinstance(keys, dict) else keys for group, keys in layer.tree.items()}
+    tree = deepcopy(layer.tree)
     for old, rule in _RULES.items():
-        group, _, key = old.partition(".")
-        holder = tree.get(group) if key else tree
-        name = key or group
+        *groups, name = old.split(".")
+        holder = _group_at(tree, groups)
         if not isinstance(holder, dict) or name not in holder:
             continue
         result = rule(holder.pop(name), epochs)
         if isinstance(result, str):
             notes.append(f"{layer.source}: {old} is passed over: {result}")
             continue
-        new_group, _, new_key = result[0].partition(".")
-        target = tree.setdefault(new_group, {})
+        *new_groups, new_key = result[0].split(".")
+        target = _group_at(tree, new_groups, make=True)
         if not isinstance(target, dict):
-            raise UserError(f"{layer.source}: {new_group} is a group of keys, not {target!r}")
+            raise UserError(f"{layer.source}: {'.'.join(new_groups)} is a group of keys, not {target!r}")
         if new_key in target:
             raise UserError(f"{layer.source}: {old} is the old name of {result[0]}; give one of them")
         target[new_key] = result[1]
         notes.append(f"{layer.source}: {old} is read as {result[0]}={result[1]}")
     return Layer(layer.source, tree)
+
+
+def _group_at(tree: Any, groups: Sequence[str], *, make: bool = False) -> Any:
+    """What stands at a key of several names; None where there is nothing, unless it is to be made."""
+    for group in groups:
+        if not isinstance(tree, dict):
+            return tree if make else None
+        tree = tree.setdefault(group, {}) if make else tree.get(group)
+    return tree
 
 
 def _method(layers: Sequence[Layer]) -> Any:

@@ -46,7 +46,8 @@ def test_old_keys_are_translated_with_a_note(tmp_path: Path):
         "teacher: {warmup_teacher_temp_epochs: 150}\n"
         "student: {pretrained_weights: ''}\n"
         "compute_precision: {grad_scaler: true}\n"
-        "tune: {tune_every: null, query_dataset_path: null}\n"
+        "tune: {tune_every: 0.5, query_dataset_path: null, knn: {nb_knn: 20},\n"
+        "       early_stopping: {min_max: max, min_epoch: 100, patience: 7}}\n"
         "wandb: {dir: /home/user, tags: ['${student.arch}']}\n",
     )
     recipe = read.recipe
@@ -55,7 +56,11 @@ def test_old_keys_are_translated_with_a_note(tmp_path: Path):
     assert recipe.optim.warmup_pct == pytest.approx(0.16)
     assert recipe.optim.freeze_last_layer_pct == pytest.approx(0.01)
     assert recipe.teacher.warmup_teacher_temp_pct == pytest.approx(0.3)
-    assert len(read.notes) == 11
+    assert recipe.tune.tune_every_pct == 0.5
+    assert recipe.tune.knn.nb_knn == (20,)
+    assert (recipe.tune.early_stopping.min_pct, recipe.tune.early_stopping.patience) == (0.2, 7)
+    assert not recipe.tune.is_on
+    assert len(read.notes) == 13
     assert any("optim.warmup_epochs is read as optim.warmup_pct=0.16" in note for note in read.notes)
 
 
@@ -67,8 +72,27 @@ def test_epochs_on_the_command_line_count_when_old_keys_are_translated(tmp_path:
 def test_old_keys_whose_work_is_not_done_here_are_refused(tmp_path: Path):
     with pytest.raises(UserError, match="starts from random weights only"):
         recipe_of(tmp_path, "student: {pretrained_weights: a.pth}\n")
-    with pytest.raises(UserError, match="does not tune while it trains"):
-        recipe_of(tmp_path, "tune: {query_dataset_path: 'KNN:root=/d:split=query'}\n")
+
+
+@pytest.mark.parametrize(
+    ("tune", "says"),
+    [
+        ("{query_dataset_path: 'KNN:root=/d:split=query'}", "tuning needs both tune.query_dataset_path and"),
+        ("{early_stopping: {enable: true}}", "tune.early_stopping.enable needs tuning in the run"),
+        ("{early_stopping: {min_max: min}}", "every number of tuning is the better the larger it is"),
+        ("{early_stopping: {patience_pct: 0.2}}", "give tune.early_stopping.patience, the number of tunings"),
+        ("{knn: {n_per_class_list: [0]}}", r"numbers of samples per class, -1 meaning all of them, not \[0\]"),
+        ("{tile_size: 100}", "tune.tile_size=100 is not a multiple of the patch size 16; use 96 or 112"),
+    ],
+)
+def test_a_tuning_that_cannot_be_is_refused(tmp_path: Path, tune: str, says: str):
+    with pytest.raises(UserError, match=says):
+        recipe_of(tmp_path, f"tune: {tune}\nstudent: {{patch_size: 16}}\n")
+
+
+def test_tiles_are_seen_at_the_size_of_global_crops_unless_another_is_given(tmp_path: Path):
+    assert recipe_of(tmp_path, "crops: {global_crops_size: 224}\n").recipe.tile_size == 224
+    assert recipe_of(tmp_path, "tune: {tile_size: 112}\n").recipe.tile_size == 112
 
 
 def test_an_old_and_a_new_name_together_are_refused(tmp_path: Path):

@@ -13,7 +13,7 @@ from multiprocessing import get_context, parent_process, resource_tracker, util
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from threading import Thread
-from typing import Protocol
+from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
@@ -85,12 +85,24 @@ def load_batches(
     """
     if plan.global_batch_size > order.epoch_size:
         raise UserError(f"a batch of {plan.global_batch_size} is larger than an epoch of {order.epoch_size} samples")
+    batches = _RankBatches(dataset, order, plan, assemble, decode, max_neighbours)
+    return load_items(batches, _Parts(numbers, plan.parts), num_workers, prefetch_batches, pin_memory)
+
+
+Item = TypeVar("Item")
+
+
+def load_items(
+    items: Dataset[Item | UserError], keys: Iterable[Any], num_workers: int, prefetch: int, pin_memory: bool
+) -> Iterator[Item]:
+    """`items[key]` for every key, in order, made by workers (0: by this process) up to `prefetch` each ahead.
+
+    A `UserError` that is handed over in place of an item is raised here; so is one that explains a worker's death.
+    """
     if not num_workers:
         _keep_opencv_in_one_thread()
-    batches = _RankBatches(dataset, order, plan, assemble, decode, max_neighbours)
-    loader = _loader(batches, _Parts(numbers, plan.parts), num_workers, prefetch_batches, pin_memory)
-    items = _with_clear_deaths(loader) if num_workers else iter(loader)
-    return _batches_of(items)
+    loader = _loader(items, keys, num_workers, prefetch, pin_memory)
+    return _or_raised(_with_clear_deaths(loader) if num_workers else iter(loader))
 
 
 _Part = tuple[int, int]  # the batch's number, and which part of it
@@ -158,14 +170,14 @@ class _RankBatches(Dataset[Batch | UserError]):
 
 
 def _loader(
-    batches: _RankBatches, parts: _Parts, num_workers: int, prefetch_batches: int, pin_memory: bool
-) -> DataLoader[Batch | UserError]:
+    items: Dataset[Item | UserError], keys: Iterable[Any], num_workers: int, prefetch: int, pin_memory: bool
+) -> DataLoader[Item | UserError]:
     return DataLoader(
-        batches,
+        items,
         batch_size=None,  # an item is a batch already
-        sampler=parts,
+        sampler=keys,
         num_workers=num_workers,
-        prefetch_factor=prefetch_batches if num_workers else None,
+        prefetch_factor=prefetch if num_workers else None,
         multiprocessing_context=_worker_context() if num_workers else None,
         worker_init_fn=_start_worker,
         generator=torch.Generator(),  # its own: starting a loader must not advance the global one
@@ -207,7 +219,7 @@ def _keep_sockets_within_reach() -> None:
         )
 
 
-def _born_shielded(loader: DataLoader[Batch | UserError]) -> Iterator[Batch | UserError]:
+def _born_shielded(loader: DataLoader[Item]) -> Iterator[Item]:
     """Start the workers with the signals blocked that mean "save and leave" to a trainer.
 
     Slurm and a terminal send them to every process of the trainer's group: workers that obeyed would be gone when it
@@ -217,7 +229,7 @@ def _born_shielded(loader: DataLoader[Batch | UserError]) -> Iterator[Batch | Us
     try:
         resource_tracker.ensure_running()  # first, because starting it unblocks TERM and INT here (bpo-33613)
         signal.pthread_sigmask(signal.SIG_BLOCK, _SHIELDED)
-        return iter(loader)
+        return cast(Iterator[Item], iter(loader))
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
@@ -251,7 +263,7 @@ def _obey_the_trainer_alone() -> None:
     os._exit(1)
 
 
-def _with_clear_deaths(loader: DataLoader[Batch | UserError]) -> Iterator[Batch | UserError]:
+def _with_clear_deaths(loader: DataLoader[Item]) -> Iterator[Item]:
     """What the workers hand over; the death of one is explained."""
     items = _born_shielded(loader)
     while True:
@@ -280,8 +292,8 @@ def _is_a_death(error: Exception) -> bool:
     return not str(error).startswith("Caught ")
 
 
-def _batches_of(items: Iterator[Batch | UserError]) -> Iterator[Batch]:
-    """The batches; a user's mistake is raised here."""
+def _or_raised(items: Iterator[Item | UserError]) -> Iterator[Item]:
+    """The items; a user's mistake is raised here."""
     for item in items:
         if isinstance(item, UserError):
             raise item

@@ -46,6 +46,20 @@ def gather_rows(own: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+def gather_uneven_rows(own: Tensor) -> Tensor:
+    """The rows [n, ...] of all ranks in rank order, on every rank; each has its own n >= 0. Not differentiable."""
+    if not _several():
+        return own
+    counts = [torch.zeros(1, dtype=torch.int64, device=own.device) for _ in range(dist.get_world_size())]
+    dist.all_gather(counts, torch.tensor([len(own)], device=own.device))
+    lengths = [int(count) for count in counts]
+    sent = own.new_zeros((max(lengths), *own.shape[1:]))  # collectives want equal shapes
+    sent[: len(own)] = own.detach()
+    parts = [torch.empty_like(sent) for _ in lengths]
+    dist.all_gather(parts, sent)
+    return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
+
+
 def agree_any(flag: bool) -> bool:
     """True on every rank as soon as it is true on one."""
     if not _several():

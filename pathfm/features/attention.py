@@ -31,7 +31,7 @@ def patch_attention(vit: ViT, patches: Iterable[Tensor], rows: int, columns: int
     `patches`: chunks of a region's patches [N, 3, P, P], row by row, uint8 or normalised.
     """
     device = vit.cls_token.device
-    looks = [_of_class_token(vit, normalise_crops(chunk.to(device))) for chunk in patches]
+    looks = [class_token_attention(vit, normalise_crops(chunk.to(device))) for chunk in patches]
     of_patches = torch.cat(looks)  # [h * w, H, t * t]
     side = round(of_patches.shape[-1] ** 0.5)
     cells = of_patches.unflatten(0, (rows, columns)).unflatten(3, (side, side))
@@ -41,7 +41,7 @@ def patch_attention(vit: ViT, patches: Iterable[Tensor], rows: int, columns: int
 @torch.inference_mode()
 def region_attention(vit: ViT, grid: Float[Tensor, "C h w"]) -> Float[Tensor, "H h w"]:
     """Of a region over its patches."""
-    return _of_class_token(vit, grid[None])[0].unflatten(1, grid.shape[1:])
+    return class_token_attention(vit, grid[None])[0].unflatten(1, grid.shape[1:])
 
 
 def attention_picture(tissue: UInt8[np.ndarray, "Y X 3"], attention: Float[Tensor, "H y x"], level: str) -> Image.Image:
@@ -49,22 +49,23 @@ def attention_picture(tissue: UInt8[np.ndarray, "Y X 3"], attention: Float[Tenso
     height, width = tissue.shape[:2]
     size = (max(1, _SIDE * width // max(height, width)), max(1, _SIDE * height // max(height, width)))
     shown = Image.fromarray(tissue).resize(size, Image.Resampling.BOX)
-    mean = _coloured(attention.mean(0), size)
+    mean = coloured(attention.mean(0), size)
     panels = {
         f"tissue, {width} x {height} px": shown,
         f"{level}: mean of the heads, on the tissue": Image.blend(mean, shown, _TISSUE_SHARE),
         f"{level}: mean of the {len(attention)} heads": mean,
-        **{f"{level}: head {number}": _coloured(head, size) for number, head in enumerate(attention, start=1)},
+        **{f"{level}: head {number}": coloured(head, size) for number, head in enumerate(attention, start=1)},
     }
     return _sheet(panels)
 
 
-def _of_class_token(vit: ViT, images: Tensor) -> Float[Tensor, "N H L"]:
+def class_token_attention(vit: ViT, images: Tensor) -> Float[Tensor, "N H L"]:
     """Weights over the patch tokens, without those on itself and on registers."""
     return vit.last_attention(images)[:, :, 0, 1 + vit.num_register_tokens :].float().cpu()
 
 
-def _coloured(attention: Float[Tensor, "y x"], size: tuple[int, int]) -> Image.Image:
+def coloured(attention: Float[Tensor, "y x"], size: tuple[int, int]) -> Image.Image:
+    """Weights as a picture of `size` px, from black to the brightest colour."""
     import matplotlib
 
     low, high = np.percentile(attention.numpy(), _PERCENTILES)

@@ -10,11 +10,12 @@ from pathfm.config import build, read_layer
 from pathfm.data.strings import parse_dataset_string
 from pathfm.errors import UserError
 from pathfm.jobs.training_set import open_training_set, order_of
+from pathfm.jobs.tuning_sets import open_tuning_sets
 from pathfm.launch.container import host_path
 from pathfm.launch.profile import Container
 from pathfm.parallel.config import shard_size
 from pathfm.recipe import Recipe
-from pathfm.training.config import TrainConfig
+from pathfm.training.config import TrainConfig, TuneConfig
 from pathfm.training.plan import plan_training
 
 _FOLDER_KEYS = ("root", "extra")  # of a data set string
@@ -33,6 +34,16 @@ def problems_of_run(recipe: Recipe, run_dir: Path, ranks: int, container: Contai
         train = _train_as_begun(recipe, run_dir)
         plan_training(train, recipe.optim, recipe.teacher, recipe.dino, ranks, order.epoch_size)
         shard_size(recipe.parallel, ranks, ranks)
+    except UserError as error:
+        yield str(error)
+    yield from tuning_problems(recipe, container)
+
+
+def tuning_problems(recipe: Recipe, container: Container | None = None) -> Iterator[str]:
+    """One line for what would stop tuning, if the recipe asks for it."""
+    try:
+        if recipe.tune.is_on:
+            open_tuning_sets(_tune_on_host(recipe.tune, container or Container()))
     except UserError as error:
         yield str(error)
 
@@ -59,14 +70,26 @@ def stop_at(problems: Sequence[str]) -> None:
 
 
 def data_folders(recipe: Recipe) -> list[Path]:
-    """The folders that the recipe's data set names, as the trainer will see them."""
-    return folders_of(recipe.train.dataset_path) if recipe.train.dataset_path else []
+    """The folders that the recipe's data sets name, as the trainer will see them."""
+    of_training = folders_of(recipe.train.dataset_path) if recipe.train.dataset_path else []
+    return list(dict.fromkeys([*of_training, *tuning_folders(recipe)]))
+
+
+def tuning_folders(recipe: Recipe) -> list[Path]:
+    """Likewise of the data sets that it tunes on, if it does."""
+    named = (recipe.tune.query_dataset_path, recipe.tune.test_dataset_path) if recipe.tune.is_on else ()
+    return list(dict.fromkeys(folder for dataset in named if dataset for folder in folders_of(dataset)))
 
 
 def folders_of(dataset: str) -> list[Path]:
     """The folders that a data set string names. Raises `UserError` for one that is none."""
     options = parse_dataset_string(dataset).options
     return [Path(expanduser(options[key])).absolute() for key in _FOLDER_KEYS if key in options]
+
+
+def _tune_on_host(tune: TuneConfig, container: Container) -> TuneConfig:
+    given: dict[str, str] = {key: getattr(tune, key) for key in ("query_dataset_path", "test_dataset_path")}
+    return tune.model_copy(update={key: _on_host(text, container) for key, text in given.items()})
 
 
 def _on_host(dataset: str, container: Container) -> str:

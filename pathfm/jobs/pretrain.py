@@ -3,6 +3,7 @@
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,12 +24,15 @@ from pathfm.jobs.run_reports import (
     close_run,
     end_in_failure,
     exporter,
+    keeper_of_best,
     open_report,
     where_everything_is,
 )
 from pathfm.jobs.run_start import begin_segment, check_data, claim_run, go_back, resume, settle_recipe
-from pathfm.jobs.training_data import TrainingData
+from pathfm.jobs.token_pictures import token_painter
+from pathfm.jobs.training_data import TrainingData, usage_of
 from pathfm.jobs.training_set import open_training_set, order_of
+from pathfm.jobs.tuning import tuner_of
 from pathfm.lifecycle.run import Run
 from pathfm.lifecycle.signals import noted, seconds_since_noted
 from pathfm.log import get_logger, start_logging
@@ -81,13 +85,15 @@ def pretrain(recipe: Recipe, run: Run, team: Team) -> int:
     check_data(dataset, run)
     epoch_size = order_of(recipe.train, dataset).epoch_size
     plan = plan_training(recipe.train, recipe.optim, recipe.teacher, recipe.dino, ranks.world_size, epoch_size)
-    if run.is_done(plan.total_steps):
+    if run.is_done(plan.total_steps, may_stop_early=recipe.tune.early_stopping.enable):
         if ranks.is_first:
             print(f"run {run.name} is finished ({plan.total_steps:,} steps); nothing to do\n{where_everything_is(run)}")
         return 0
     team.watch.keep_stacks_in(run.stacks)
     data = TrainingData(recipe, plan, dataset, device)
     state = _fresh_state(recipe, plan, ranks, device)
+    tuner = tuner_of(recipe, ranks, device)
+    networks = {"teacher": state.method.teacher, "student": state.method.student}
     store = Store(run.checkpoints, recipe.checkpoint)
     resume(state, store, run, ranks)
     if ranks.is_first:
@@ -105,9 +111,15 @@ def pretrain(recipe: Recipe, run: Run, team: Team) -> int:
             accident=accidents_of(run, data.files_of),
             export=exporter(run, state.method.teacher, first=ranks.is_first),
             doing=team.watch.at,
+            usage=usage_of(recipe, state.method, ranks, device).lap,
+            tune=partial(tuner.run, networks) if tuner else None,
+            paint=token_painter(run, data, state.method.teacher, first=ranks.is_first),
+            keep_best=keeper_of_best(run, store, state.method.teacher, first=ranks.is_first),
         )
         policy = CorruptPolicy.parse(recipe.data.corrupt_samples)
-        loop = Loop(state, plan, recipe.train, recipe.optim, recipe.checkpoint, policy, ranks, device, around)
+        loop = Loop(
+            state, plan, recipe.train, recipe.optim, recipe.checkpoint, policy, ranks, device, around, recipe.tune
+        )
         try:
             while (verdict := loop.run(data.batches(ranks, state.step, state.passed_over))) == "accident":
                 go_back(loop, run, data.files_of)
@@ -123,7 +135,7 @@ def pretrain(recipe: Recipe, run: Run, team: Team) -> int:
     # The others wait here for rank 0 to have written all: whoever started them ends all as soon as one has left.
     if agree_any(not complete):
         return 1
-    return 0 if verdict == "done" else EXIT_INTERRUPTED
+    return EXIT_INTERRUPTED if verdict == "interrupted" else 0
 
 
 def _fresh_state(recipe: Recipe, plan: TrainingPlan, ranks: Ranks, device: torch.device) -> TrainingState:

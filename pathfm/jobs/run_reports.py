@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from pathfm.batch import Skipped
+from pathfm.checkpoint.store import Store
 from pathfm.errors import listed
 from pathfm.export.teacher import export_teacher
 from pathfm.files import write_json
@@ -119,6 +120,26 @@ def exporter(run: Run, teacher: nn.Module, *, first: bool) -> Callable[[int], bo
     return write
 
 
+def keeper_of_best(run: Run, store: Store, teacher: nn.Module, *, first: bool) -> Callable[[int, dict[str, Any]], None]:
+    """Marks a step's checkpoint as the best so far and writes its teacher's weights as `teacher_best`.
+
+    All ranks call it together, after the checkpoint was published; rank 0 writes.
+    """
+
+    def keep(step: int, by: dict[str, Any]) -> None:
+        weights = whole_tensors_from_all(teacher.state_dict(), keep=first)
+        if not first:
+            return
+        try:
+            if store.path_of(step).exists():
+                store.mark_best(step, by)
+            export_teacher(weights, run.exports, step, name="best")
+        except OSError as error:
+            _log.warning("the best teacher so far, of step %d, could not be kept (%s)", step, error)
+
+    return keep
+
+
 def draw(picture: Path, how: Callable[[Path], None]) -> None:
     """Draw a picture. Nothing that goes wrong with one is a reason not to train."""
     try:
@@ -143,7 +164,8 @@ def close_run(run: Run, loop: Loop, verdict: Verdict) -> bool:
     All ranks call this together; rank 0 speaks.
     """
     step = loop.state.step
-    exported = verdict != "done" or loop.around.export(step)
+    is_over = verdict in ("done", "stopped")
+    exported = not is_over or loop.around.export(step)
     if not loop.ranks.is_first:
         return True
     if loop.last_save_failed or not exported:
@@ -153,9 +175,10 @@ def close_run(run: Run, loop: Loop, verdict: Verdict) -> bool:
             f"run {run.name} reached step {step:,}, but its {missing} could not be written; mend that and start again"
         )
         return False
-    if verdict == "done":
-        run.write_exit(verdict, step)
-        print(f"run {run.name} is finished: {step:,} steps\n{where_everything_is(run)}")
+    if is_over:
+        why = _why_it_stopped(loop) if verdict == "stopped" else ""
+        run.write_exit("done", step, why, stopped_early=verdict == "stopped")
+        print(f"run {run.name} is finished: {step:,} steps{f'; {why}' if why else ''}\n{where_everything_is(run)}")
     else:
         kept = loop.around.saver.store.newest_step() or 0  # an earlier one, when the time did not suffice
         run.write_exit(verdict, kept, loop.around.leave() or "another rank was told to leave")
@@ -163,14 +186,22 @@ def close_run(run: Run, loop: Loop, verdict: Verdict) -> bool:
     return True
 
 
+def _why_it_stopped(loop: Loop) -> str:
+    state = loop.state.tuning
+    best = f"step {state.best_step:,} with {state.metric} {state.best:.4f}" if state.best is not None else "none so far"
+    return f"stopped early, after {state.without_improvement} tunings without a better teacher; the best is {best}"
+
+
 def where_everything_is(run: Run) -> str:
     """The last lines that a person reads."""
-    exported = sorted(run.exports.glob("teacher_*.safetensors"))
+    exported = sorted(run.exports.glob("teacher_[0-9]*.safetensors"))
+    best = run.exports / "teacher_best.safetensors"
     rows = {
         "run": run.directory,
         "metrics": run.metrics,
         "pictures": run.previews,
         "teacher": exported[-1] if exported else "not exported yet",
+        **({"best": best} if best.exists() else {}),
     }
     return "\n".join(f"  {name:<9} {_short(place)}" for name, place in rows.items())
 

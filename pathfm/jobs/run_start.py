@@ -136,9 +136,16 @@ def _take_up_newest(state: TrainingState, store: Store, ranks: Ranks, paths: Seq
             _log.warning("checkpoint %s is passed over: %s", path.name, damage)
             continue
         state.take_up(manifest.step, manifest.values)
-        decided_by_first(partial(store.set_aside_after, manifest.step))
+        decided_by_first(partial(_go_back_to, state, store))
         return manifest.step
     return None
+
+
+def _go_back_to(state: TrainingState, store: Store) -> None:
+    """Newer checkpoints are about to be written again; one of them may have been the best."""
+    store.set_aside_after(state.step)
+    if (store.best_step() or 0) > state.step:
+        store.mark_best(state.tuning.best_step, {"metric": state.tuning.metric, "value": state.tuning.best})
 
 
 def go_back(loop: Loop, run: Run, files_of: Callable[[int], list[str]]) -> None:

@@ -20,7 +20,10 @@ from pathfm.dist.env import Ranks
 from pathfm.errors import UserError
 from pathfm.jobs.training_set import order_of
 from pathfm.recipe import Recipe
+from pathfm.ssl.method import Method
 from pathfm.training.plan import TrainingPlan
+from pathfm.training.step import compute_dtype
+from pathfm.training.throughput import Crops, Usage, flops_per_sample, peak_flops
 
 
 class TrainingData:
@@ -95,6 +98,23 @@ class TrainingData:
 
     def _with_crops(self, batch: Batch) -> Batch:
         return crop_on_device(batch.to(self.device), self.recipe.crops) if batch.uncropped else batch
+
+
+def usage_of(recipe: Recipe, method: Method, ranks: Ranks, device: torch.device) -> Usage:
+    """What a run's samples take of the GPUs."""
+    student, crops, ibot = recipe.student, recipe.crops, recipe.ibot
+    prefix = 1 + student.num_register_tokens
+    in_global, in_local = (
+        (side // student.patch_size) ** 2 for side in (crops.global_crops_size, crops.local_crops_size)
+    )
+    masked = (
+        2 * in_global * ibot.mask_sample_probability * sum(ibot.mask_ratio_min_max) / 2 if ibot.loss_weight else 0.0
+    )
+    of_teacher = Crops((prefix + in_global,) * 2, masked)
+    of_student = Crops(of_teacher.tokens + (prefix + in_local,) * crops.local_crops_number, masked)
+    peak = peak_flops(device, compute_dtype(recipe.train))
+    flops = flops_per_sample(method.student, of_student, of_teacher)
+    return Usage(device, flops, peak * ranks.world_size if peak else None)
 
 
 @dataclass(frozen=True)

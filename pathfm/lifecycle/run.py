@@ -133,12 +133,14 @@ class Run:
             return None
         return ended if isinstance(ended, dict) else None
 
-    def is_done(self, total_steps: int) -> bool:
-        """True when an earlier segment finished all steps and wrote all that it should."""
+    def is_done(self, total_steps: int, *, may_stop_early: bool = False) -> bool:
+        """True when an earlier segment finished all steps, or stopped early, and wrote all that it should."""
         ended = self.how_it_ended()
-        return ended is not None and ended.get("verdict") == "done" and ended.get("step") == total_steps
+        if ended is None or ended.get("verdict") != "done":
+            return False
+        return ended.get("step") == total_steps or (may_stop_early and bool(ended.get("stopped_early")))
 
-    def write_exit(self, verdict: str, step: int, reason: str = "") -> None:
+    def write_exit(self, verdict: str, step: int, reason: str = "", *, stopped_early: bool = False) -> None:
         """`running`, or why this segment ended: `done`, `interrupted`, `failed`; read by whoever started it."""
         write_json(
             self.directory / "exit.json",
@@ -146,6 +148,7 @@ class Run:
                 "verdict": verdict,
                 "step": step,
                 "reason": reason,
+                **({"stopped_early": True} if stopped_early else {}),
                 "job": os.environ.get("SLURM_JOB_ID"),
                 "restart": int(os.environ.get("SLURM_RESTART_COUNT", "0")),
             },

@@ -7,7 +7,8 @@ differ from one that was left alone in the last bit.
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -62,6 +63,37 @@ def parallelise(
             _replace_forward(block, torch.compile(block.forward))
     if mesh is not None:
         _shard(network, blocks, mesh, dtype, reshard=config.reshard_after_forward or not trained)
+
+
+@contextmanager
+def left_as_found(network: nn.Module) -> Iterator[None]:
+    """The network in evaluation mode; behind it every module is as it was, and gathered weights are let go.
+
+    Weights that a forward pass without gradients gathered would otherwise stay until the next backward pass, and be
+    what a checkpoint meets.
+    """
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+            if isinstance(module, FSDPModule):
+                module.reshard()
+
+
+@contextmanager
+def whole(network: nn.Module) -> Iterator[None]:
+    """All weights of a network on every rank, for calls that go past its forward. All ranks call this together."""
+    sharded = [module for module in network.modules() if isinstance(module, FSDPModule)]
+    for module in sharded:
+        module.unshard()
+    try:
+        yield
+    finally:
+        for module in sharded:
+            module.reshard()
 
 
 def finish_gradients(network: nn.Module, *, is_last_part: bool) -> None:

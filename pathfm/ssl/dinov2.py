@@ -17,6 +17,7 @@ from pathfm.batch import Batch
 from pathfm.models.head import DINOHead
 from pathfm.models.vit import ViT
 from pathfm.ssl.config import Centering, DinoConfig, IbotConfig
+from pathfm.ssl.health import Look, Seen
 from pathfm.ssl.losses import dino_cross_entropy, ibot_cross_entropy, koleo
 from pathfm.ssl.method import Losses, Method, Redraw, drawn_once
 from pathfm.ssl.network import Network, Output
@@ -30,6 +31,7 @@ class Targets:
 
     cls: Float[Tensor, "G B K"]
     patches: Float[Tensor, "M Kp"] | None  # None without an iBOT loss
+    teacher_cls: Float[Tensor, "GB D"]  # what the teacher saw, before its heads
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class DINOv2(Method):
         self.patch_targets = build_targets(centering, patch_prototypes, total) if has_patch_loss else None
 
     def losses_of_parts(
-        self, parts: Sequence[Batch], teacher_temp: float, redraw: Redraw = drawn_once
+        self, parts: Sequence[Batch], teacher_temp: float, redraw: Redraw = drawn_once, look: Look | None = None
     ) -> Iterator[Losses]:
         """See `Method`. Where a loss needs more than a part, everything is seen twice.
 
@@ -94,6 +96,8 @@ class DINOv2(Method):
         for number, (part, targets) in enumerate(self._with_targets(parts, teacher_temp)):
             redraw(number)
             answers = self._answers(part)
+            if look is not None:
+                look(Seen(targets.cls, targets.teacher_cls, answers.global_logits))
             together = [*class_tokens[:number], answers.cls, *class_tokens[number + 1 :]]
             yield self._losses(part, targets, answers, self._koleo(answers.cls, together))
 
@@ -160,8 +164,8 @@ class DINOv2(Method):
                 partial(self.patch_targets.targets, temp=temp), [output.patch_logits for _, output in seen]
             )
         return [
-            Targets(rows.unflatten(0, (batch.num_global_crops, -1)), of_patches)
-            for (batch, _), rows, of_patches in zip(seen, cls, patches, strict=True)
+            Targets(rows.unflatten(0, (batch.num_global_crops, -1)), of_patches, output.cls)
+            for (batch, output), rows, of_patches in zip(seen, cls, patches, strict=True)
         ]
 
     def _answers(self, batch: Batch) -> Answers:

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pathfm.batch import Batch
+from pathfm.ssl.health import Look
 from pathfm.ssl.network import Network
 
 Redraw = Callable[[int], None]
@@ -33,12 +34,13 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def losses_of_parts(
-        self, parts: Sequence[Batch], teacher_temp: float, redraw: Redraw = drawn_once
+        self, parts: Sequence[Batch], teacher_temp: float, redraw: Redraw = drawn_once, look: Look | None = None
     ) -> Iterator[Losses]:
         """Losses of equal consecutive parts of a rank's batch, one at a time: backpropagate before asking for more.
 
         They are those of the whole batch, however many parts it comes in. `redraw(part)` is called before the student
-        sees a part, maybe twice, and sets the generator of drop path to that part's beginning.
+        sees a part, maybe twice, and sets the generator of drop path to that part's beginning. `look`, if there is
+        one, is shown every part at the class tokens' head.
         All ranks call this together, with as many parts.
         """
 

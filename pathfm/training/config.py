@@ -1,13 +1,15 @@
 """Settings of the trainer: recipe groups `train` and `optim`, named as in DINOv2."""
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from pathfm.config import Section
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Weight = Annotated[float, Field(ge=0.0, le=1e6)]
+ALL_OF_A_CLASS = -1
 
 
 class TrainConfig(Section):
@@ -34,6 +36,85 @@ class TrainConfig(Section):
     stall_after_s: float = Field(300.0, gt=0)  # without progress: then every rank writes down what it is doing
     examine: bool = True  # every node, before the first step of a run on several ranks or in a Slurm job
     lost_after_s: float = Field(120.0, gt=0)  # without a sign of life from a rank: then the others leave
+
+
+class KnnConfig(Section):
+    """The classifier that tells what features are worth."""
+
+    nb_knn: tuple[Annotated[int, Field(ge=1)], ...] = (10, 20, 100, 200)  # DINOv2's evaluation
+    temperature: float = Field(0.07, gt=0)  # DINO, arXiv 2104.14294, appendix F
+    n_per_class_list: tuple[int, ...] = (-1,)  # labelled samples of each class; -1: all of them
+    n_tries: int = Field(1, ge=1)  # drawings of a few samples for each class
+    # below: speed only
+    batch_size: int = Field(128, ge=1)  # tiles that pass a rank's network at once
+    gather_on_cpu: bool = False  # the query's features lie in the host's memory, and neighbours are sought there
+
+    @field_validator("nb_knn", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        return [value] if isinstance(value, int) else value
+
+    @field_validator("n_per_class_list")
+    @classmethod
+    def _all_or_some(cls, numbers: tuple[int, ...]) -> tuple[int, ...]:
+        if not numbers or any(number < 1 and number != ALL_OF_A_CLASS for number in numbers):
+            raise ValueError(f"must hold numbers of samples per class, -1 meaning all of them, not {list(numbers)}")
+        return numbers
+
+    def ks(self, num_query: int) -> list[int]:
+        """Those of `nb_knn` that there are enough query samples for."""
+        return sorted({k for k in self.nb_knn if k <= num_query})
+
+    def suffix(self, n_per_class: int) -> str:
+        """Of the names of numbers: acc_20, and acc_20_5_per_class."""
+        return "" if n_per_class == ALL_OF_A_CLASS else f"_{n_per_class}_per_class"
+
+
+class EarlyStoppingConfig(Section):
+    """When a run ends before its last step. The best step by `tracking` is kept in any case."""
+
+    enable: bool = False
+    tracking: str = "auc_20"  # a number of the teacher's: acc_K, balanced_acc_K, auc_K
+    patience: int = Field(20, ge=1)  # tunings in a row without an improvement
+    min_pct: Fraction = 0.3  # of all steps, before which no run ends
+
+    @field_validator("tracking")
+    @classmethod
+    def _a_metric_of_tuning(cls, name: str) -> str:
+        if not re.fullmatch(r"(acc|balanced_acc|auc)_[0-9]+(_[0-9]+_per_class)?", name):
+            raise ValueError(f"must be acc_K, balanced_acc_K or auc_K with one of tune.knn.nb_knn, not '{name}'")
+        return name
+
+
+class TuneConfig(Section):
+    """kNN classification of labelled tiles while a run trains. It changes nothing of what is trained."""
+
+    query_dataset_path: str | None = None  # labelled samples, KNN:root=/data:split=query; without them nothing is tuned
+    test_dataset_path: str | None = None  # samples that are classified by them
+    tune_every_pct: float | None = Field(1.0, gt=0)  # of an epoch: 0.25 is four times in each; None: no tuning
+    tune_every_samples: int | None = Field(None, ge=1)  # seen in training, in place of tune_every_pct
+    online: bool = True  # False: another job tunes, 'launchers/evaluate.py --follow RUN'
+    tile_size: int | None = Field(None, ge=1)  # px that tiles are scaled and cropped to; None: crops.global_crops_size
+    num_workers: int = Field(4, ge=0)  # of each rank, only while it tunes
+    bootstrap: int = Field(1000, ge=100)  # resamples of the test samples behind the 95 % intervals
+    knn: KnnConfig = KnnConfig()
+    early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
+
+    @property
+    def is_on(self) -> bool:
+        """Whether there is something to tune on, in the run or beside it."""
+        return bool(self.query_dataset_path and (self.tune_every_pct or self.tune_every_samples))
+
+    @model_validator(mode="after")
+    def _both_or_neither(self) -> "TuneConfig":
+        if bool(self.query_dataset_path) != bool(self.test_dataset_path):
+            raise ValueError("tuning needs both tune.query_dataset_path and tune.test_dataset_path")
+        if self.early_stopping.enable and not (self.is_on and self.online):
+            raise ValueError(
+                "tune.early_stopping.enable needs tuning in the run: tune.query_dataset_path, tune.test_dataset_path, "
+                "tune.tune_every_pct, and tune.online=true"
+            )
+        return self
 
 
 class OptimConfig(Section):

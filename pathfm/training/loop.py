@@ -21,14 +21,17 @@ from pathfm.dist.env import Ranks
 from pathfm.errors import UserError
 from pathfm.log import get_logger
 from pathfm.track.report import Report
-from pathfm.training.config import OptimConfig, TrainConfig
+from pathfm.training.config import OptimConfig, TrainConfig, TuneConfig
+from pathfm.training.early_stopping import judge
 from pathfm.training.plan import TrainingPlan
 from pathfm.training.state import TrainingState
 from pathfm.training.step import train_step
+from pathfm.training.tuning import ToldToLeave
 
 _log = get_logger(__name__)
-Verdict = Literal["done", "interrupted", "accident"]
+Verdict = Literal["done", "stopped", "interrupted", "accident"]
 Item = TypeVar("Item")
+Tune = Callable[[Callable[[], bool]], dict[str, Any]]  # asks before every batch whether to go on; see `Tuner.run`
 
 
 class TooManyCorrupt(UserError):
@@ -58,6 +61,10 @@ class Surroundings:
     accident: Callable[[Accident], None]  # called on rank 0 for every step that was passed over
     export: Callable[[int], bool]  # called on all ranks when the teacher's weights are due; False: it failed
     doing: Callable[[int, str], None] = lambda step, what: None  # told what comes next, for whoever watches
+    usage: Callable[[float], dict[str, float | None]] = lambda samples_per_second: {}  # of the GPU since last asked
+    tune: Tune | None = None  # called on all ranks when tuning is due
+    paint: Callable[[int], None] = lambda step: None  # on all ranks: a picture of what the teacher sees
+    keep_best: Callable[[int, dict[str, Any]], None] = lambda step, by: None  # on all ranks, after a better tuning
 
 
 class Notes(NamedTuple):
@@ -81,8 +88,10 @@ class Loop:
     ranks: Ranks
     device: torch.device
     around: Surroundings
+    tune: TuneConfig = TuneConfig()
     _watch: "_Stopwatch" = field(default_factory=lambda: _Stopwatch())
     _skipped: list[Skipped] = field(default_factory=list)
+    _painted: int = -1  # the step of the last picture
     _saves_failed: int = 0
     _save_again_at: float = math.inf
 
@@ -97,23 +106,29 @@ class Loop:
         if self.state.step == 0:
             self.save()  # a rehearsal: what could fail fails now, and an early accident has something to go back to
         self._judge_samples()  # a run that its data stopped stops again, unless the policy is another now
+        if self._tuning_is_due() and (verdict := self._tune()):  # it left before it came to that
+            return verdict
         for parts in self._watch.waiting(_in_steps(self._told(batches), self.plan.parts)):
             self._step(parts)
             heard = self._exchange()
             report, save = self._is_due(self.train.log_every_steps), self._is_due(self._steps_between_saves())
-            if (report or save or heard != Notes()) and self._comes_to_an_accident():
+            tune = self._tuning_is_due()
+            if (report or save or tune or heard != Notes()) and self._comes_to_an_accident():
                 return "accident"
             if report:
                 self._report()
+            if tune and not heard.told_ms and (verdict := self._tune()):
+                return verdict
             if save or heard.save_again:
                 self.save()
             if (every := self.checkpoint.export_every_steps) and self.state.step % every == 0:
                 self.around.saver.wait()  # it writes without the checksums that others expect in an export
                 self.around.export(self.state.step)
+                self._paint()
             self._judge_samples(heard.corrupt > 0)
-            if heard.told_ms and self.state.step < self.plan.total_steps:
+            if heard.told_ms and (self.state.step < self.plan.total_steps or tune):
                 return self._leave(heard.told_ms / 1000)
-        return self._finish()
+        return self._finish("done")
 
     def save(self) -> None:
         """Write a checkpoint. A write that fails harms nothing that was published, and training goes on."""
@@ -147,7 +162,7 @@ class Loop:
         self._skipped.extend(skipped for part in parts for skipped in part.skipped)
         values = self.plan.schedules.at(self.state.step)
         on_device = [part.to(self.device) for part in parts]
-        train_step(self.state, on_device, values, self.train, self.optim, self.ranks.rank)
+        train_step(self.state, on_device, values, self.train, self.optim, self.ranks)
         self.around.report.step(self.state.step)
 
     def _told(self, batches: Iterable[Batch]) -> Iterator[Batch]:
@@ -196,11 +211,84 @@ class Loop:
         self._hear_of_saves()
         return "interrupted"
 
-    def _finish(self) -> Verdict:
+    def _finish(self, verdict: Verdict) -> Verdict:
+        self._paint()
+        self._save_and_wait()
+        return verdict
+
+    def _paint(self) -> None:
+        if self.state.step != self._painted:
+            started, self._painted = time.perf_counter(), self.state.step
+            self.around.doing(self.state.step, "picture")
+            self.around.paint(self.state.step)
+            self._watch.paused(time.perf_counter() - started)
+
+    def _save_and_wait(self) -> None:
         self.save()
         self.around.saver.wait()
         self._hear_of_saves()
-        return "done"
+
+    def _tuning_is_due(self) -> bool:
+        step, every = self.state.step, self._steps_between_tunings()
+        is_time = bool(step) and bool(every) and (step % every == 0 or step == self.plan.total_steps)
+        return self.around.tune is not None and is_time and step > self.state.tuning.tuned_at
+
+    def _steps_between_tunings(self) -> int:
+        if samples := self.tune.tune_every_samples:
+            return max(1, round(samples / self.plan.global_batch_size))
+        return max(1, round(self.tune.tune_every_pct * self.plan.epoch_length)) if self.tune.tune_every_pct else 0
+
+    def _tune(self) -> Verdict | None:
+        """Score student and teacher. All ranks call this together; a verdict when the run is over, or told to leave."""
+        assert self.around.tune is not None
+        started = time.perf_counter()
+        try:
+            found = self.around.tune(self._goes_on_tuning)
+        except ToldToLeave:
+            return self._leave(self._since_told())
+        finally:
+            self._watch.paused(time.perf_counter() - started)
+        settings = self.tune.early_stopping
+        judgement = judge(
+            self.state.tuning, self.state.step, found["teacher"], found["student"], settings, self.plan.total_steps
+        )
+        self.state.tuning = judgement.state
+        self.around.report.tuning(self._tuning_line(found))
+        if judgement.improved:
+            self._save_and_wait()
+            self.around.keep_best(self.state.step, {"metric": judgement.state.metric, "value": judgement.state.best})
+        self._paint()
+        if not judgement.stop:
+            return None
+        _log.info(
+            "early stopping: %d tunings in a row without a teacher better than at step %d (%s %.4f)",
+            judgement.state.without_improvement, judgement.state.best_step, settings.tracking,
+            judgement.state.best or math.nan,
+        )  # fmt: skip
+        return self._finish("stopped")
+
+    def _goes_on_tuning(self) -> bool:
+        self.around.doing(self.state.step, "tuning")
+        return self.around.leave() is None
+
+    def _tuning_line(self, found: dict[str, Any]) -> dict[str, Any]:
+        step, state = self.state.step, self.state.tuning
+        return {
+            **self._place(step),
+            "by": "run",
+            **found,
+            "early_stopping": {
+                "metric": state.metric,
+                "best": state.best,
+                "best_step": state.best_step,
+                "without_improvement": state.without_improvement,
+                "patience": self.tune.early_stopping.patience if self.tune.early_stopping.enable else None,
+            },
+        }
+
+    def _place(self, step: int) -> dict[str, Any]:
+        samples = step * self.plan.global_batch_size
+        return {"step": step, "samples_seen": samples, "epoch": step / self.plan.epoch_length}
 
     def _hear_of_saves(self) -> None:
         for outcome in self.around.saver.outcomes():
@@ -230,9 +318,7 @@ class Loop:
         step = self.state.step
         values = self.plan.schedules.at(step - 1)
         return {
-            "step": step,
-            "samples_seen": step * self.plan.global_batch_size,
-            "epoch": step / self.plan.epoch_length,
+            **self._place(step),
             "lr": values.lr,
             "weight_decay": values.weight_decay,
             "momentum": values.momentum,
@@ -241,8 +327,12 @@ class Loop:
             "steps_skipped": sum(1 for finite in series["finite"] if finite < 1),
             "samples_skipped": self.state.samples_skipped,
             "batches_passed_over": sum(behind - first for first, behind in self.state.passed_over),
-            "timing": self._watch.lap(self.plan.global_batch_size),
+            "timing": self._timing(),
         }
+
+    def _timing(self) -> dict[str, float | None]:
+        timing = self._watch.lap(self.plan.global_batch_size)
+        return {**timing, **self.around.usage(timing["samples_per_second"])}
 
     def _quarantine(self) -> None:
         skipped = gather_lists(self._skipped)
@@ -317,6 +407,10 @@ class _Stopwatch:
 
     def stalled(self, seconds: float) -> None:
         self._stalled += seconds
+
+    def paused(self, seconds: float) -> None:
+        """What happened between two steps and belongs to neither."""
+        self._started += seconds
 
     def lap(self, samples_per_step: int) -> dict[str, float]:
         seconds = max(time.perf_counter() - self._started, 1e-9)

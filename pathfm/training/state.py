@@ -5,6 +5,7 @@ samples seen, the loader's place or W&B's step: they are the step.
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch.optim import Optimizer
 
 from pathfm.data.order import BatchRange
 from pathfm.ssl.method import Method
+from pathfm.training.early_stopping import TuningState
 from pathfm.training.loss_scale import LossScale
 from pathfm.training.meter import Meter
 
@@ -29,6 +31,7 @@ class TrainingState:
         self.samples_skipped = 0
         self.accidents_in_a_row = 0  # steps without a finite loss or gradient
         self.steps_judged = 0  # of which it is known whether they were accidents
+        self.tuning = TuningState()
         self.meter = Meter()
 
     def tensors(self) -> dict[str, Tensor]:
@@ -50,6 +53,7 @@ class TrainingState:
             "times_gone_back": self.times_gone_back,
             "samples_skipped": self.samples_skipped,
             "accidents_in_a_row": self.accidents_in_a_row,
+            "tuning": asdict(self.tuning),
             "meter": self.meter.state_dict(),
         }
 
@@ -60,6 +64,7 @@ class TrainingState:
         self.times_gone_back = values["times_gone_back"]
         self.samples_skipped = values["samples_skipped"]
         self.accidents_in_a_row = values["accidents_in_a_row"]
+        self.tuning = TuningState(**values["tuning"])
         self.meter.load_state_dict(values["meter"])
 
     def _named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:

@@ -7,11 +7,13 @@ from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
 from pathfm.batch import Batch
-from pathfm.dist.collect import sum_over_ranks
+from pathfm.dist.collect import gather_rows, sum_over_ranks
+from pathfm.dist.env import Ranks
 from pathfm.parallel.apply import finish_gradients
 from pathfm.parallel.tensors import whole_from_all
 from pathfm.random_streams import derived_seed
 from pathfm.schedule import StepValues
+from pathfm.ssl.health import Look, Probe
 from pathfm.ssl.method import Losses, Method
 from pathfm.ssl.param_groups import apply_schedule, parameter_groups
 from pathfm.training.config import OptimConfig, TrainConfig
@@ -53,15 +55,22 @@ def build_loss_scale(train: TrainConfig, device: torch.device) -> LossScale:
 
 
 def train_step(
-    state: TrainingState, parts: Sequence[Batch], values: StepValues, train: TrainConfig, optim: OptimConfig, rank: int
+    state: TrainingState,
+    parts: Sequence[Batch],
+    values: StepValues,
+    train: TrainConfig,
+    optim: OptimConfig,
+    ranks: Ranks,
 ) -> None:
     """One step on this rank's share of the global batch, which comes in equal parts. All ranks call this together.
 
-    Metrics go to `state.meter` and stay on the device. A step whose loss or gradient norm is not finite on some rank
-    changes neither the student nor its optimiser state.
+    Metrics go to `state.meter` and stay on the device; before a report they tell of the representation's health too.
+    A step whose loss or gradient norm is not finite on some rank changes neither the student nor its optimiser state.
     """
     apply_schedule(state.optimizer, values)
-    metrics = _backpropagated(state, parts, values.teacher_temp, train, rank)
+    probe = _probe(state, train, ranks)
+    metrics = _backpropagated(state, parts, values.teacher_temp, train, ranks.rank, probe.look if probe else None)
+    health = probe.read() if probe else {}
     _unscale(state)
     norms = _clip(state.method, optim)
     loss_finite, finite = _finite_on_all_ranks(metrics["total_loss"], *norms.values())
@@ -69,11 +78,18 @@ def train_step(
     _step_if(finite, state)
     state.method.update_teacher(values.momentum)
     state.step += 1
-    state.meter.add({**metrics, **norms, "finite": finite, "accident": accident})
+    state.meter.add({**metrics, **norms, **health, "finite": finite, "accident": accident})
+
+
+def _probe(state: TrainingState, train: TrainConfig, ranks: Ranks) -> Probe | None:
+    """At the last step before a report."""
+    if (state.step + 1) % train.log_every_steps:
+        return None
+    return Probe(sum_over_ranks, gather_rows, ranks.world_size)
 
 
 def _backpropagated(
-    state: TrainingState, parts: Sequence[Batch], teacher_temp: float, train: TrainConfig, rank: int
+    state: TrainingState, parts: Sequence[Batch], teacher_temp: float, train: TrainConfig, rank: int, look: Look | None
 ) -> dict[str, Tensor]:
     """Gradients of the batch; returns the means of its losses over this rank's parts."""
 
@@ -84,7 +100,7 @@ def _backpropagated(
 
     device = parts[0].positions.device
     sums: dict[str, Tensor] = {}
-    losses_of_parts = state.method.losses_of_parts(parts, teacher_temp, redraw)
+    losses_of_parts = state.method.losses_of_parts(parts, teacher_temp, redraw, look)
     for number, losses in enumerate(_under_autocast(losses_of_parts, device, compute_dtype(train))):
         finish_gradients(state.method.student, is_last_part=number == len(parts) - 1)
         (losses.total * state.loss_scale.value / len(parts)).backward()

@@ -7,6 +7,7 @@ from pathfm.dist.collect import (
     decided_by_first,
     gather_lists,
     gather_rows,
+    gather_uneven_rows,
     sum_over_ranks,
 )
 from pathfm.errors import UserError
@@ -73,3 +74,15 @@ def test_gathered_rows_are_those_of_all_ranks_and_carry_the_gradient_of_the_own_
     everyone = [1.0, 2.0, 11.0, 12.0]
     assert on_ranks(2, gradient_of_gathered_rows) == [(everyone, [2.0, 4.0]), (everyone, [22.0, 24.0])]
     assert gradient_of_gathered_rows() == ([1.0, 2.0], [2.0, 4.0])
+
+
+def rows_of_uneven_ranks() -> tuple[list[list[float]], list[int]]:
+    rank = dist.get_rank() if dist.is_initialized() else 3
+    own = torch.full((rank, 2), float(rank))
+    return gather_uneven_rows(own).tolist(), gather_uneven_rows(torch.arange(rank)).tolist()
+
+
+def test_ranks_gather_as_many_rows_as_each_has_even_none():
+    rows = [[1.0, 1.0], [2.0, 2.0], [2.0, 2.0]]
+    assert on_ranks(3, rows_of_uneven_ranks) == [(rows, [0, 0, 1])] * 3
+    assert rows_of_uneven_ranks() == ([[3.0, 3.0]] * 3, [0, 1, 2])

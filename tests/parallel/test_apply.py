@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pathfm.dist.collect import gather_rows, sum_over_ranks
+from pathfm.dist.env import Ranks
 from pathfm.errors import UserError
 from pathfm.parallel.apply import mesh_of, parallelise
 from pathfm.parallel.config import ParallelConfig, shard_size
@@ -90,7 +91,7 @@ def train(case: Case, device: str = "cpu") -> Step:
     for step in range(STEPS):
         shares = shares_of(random_batch(BATCH, seed=step), world_size * case.parts)
         parts = [part.to(place) for part in shares[rank * case.parts :][: case.parts]]
-        train_step(state, parts, VALUES, settings, OptimConfig(), rank)
+        train_step(state, parts, VALUES, settings, OptimConfig(), Ranks(rank, world_size, rank))
     return Step(state.meter.read(), whole_tensors_from_all(state.tensors(), keep=True))
 
 

@@ -32,3 +32,18 @@ def mean_of_ranks() -> list[float]:
 
 def test_metrics_are_means_over_ranks_not_sums():
     assert on_ranks(2, mean_of_ranks) == [[0.5], [0.5]]
+
+
+def test_a_metric_that_only_some_steps_have_keeps_its_place():
+    meter = Meter()
+    meter.add({"loss": torch.tensor(1.0)})
+    meter.read()
+    meter.add({"loss": torch.tensor(2.0), "rank": torch.tensor(7.0)})
+    meter.add({"loss": torch.tensor(3.0)})
+    series = meter.read()
+    assert series["loss"] == [1.0, 2.0, 3.0]
+    assert [value == value for value in series["rank"]] == [False, True, False]
+    assert series["rank"][1] == 7.0
+    restored = Meter()
+    restored.load_state_dict(meter.state_dict())
+    assert restored.own(0) == {}

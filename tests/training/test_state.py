@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from pathfm.data.order import BatchRange
+from pathfm.dist.env import ALONE
 from pathfm.schedule import StepValues
 from pathfm.training.config import OptimConfig, TrainConfig
 from pathfm.training.state import TrainingState
@@ -28,7 +29,7 @@ def fresh_state(precision: str = "fp32") -> TrainingState:
 def take_steps(state: TrainingState, number: int, precision: str = "fp32") -> None:
     for _ in range(number):
         batch = random_batch(seed=state.step)
-        train_step(state, [batch], VALUES, TrainConfig(precision=precision), OptimConfig(), rank=0)
+        train_step(state, [batch], VALUES, TrainConfig(precision=precision), OptimConfig(), ALONE)
 
 
 def kept(state: TrainingState) -> Kept:
@@ -96,7 +97,7 @@ def test_a_step_without_a_finite_loss_changes_only_what_counts_it(precision):
     state = fresh_state(precision)
     take_steps(state, 1, precision)
     before = kept(state)[1]
-    train_step(state, [poisoned_batch()], VALUES, TrainConfig(precision=precision), OptimConfig(), rank=0)
+    train_step(state, [poisoned_batch()], VALUES, TrainConfig(precision=precision), OptimConfig(), ALONE)
     step, after, values = kept(state)
     changed = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
     may_change = ("method.teacher.", "loss_scale.")  # the teacher may follow
@@ -120,7 +121,7 @@ def test_two_seeds_of_the_trainer_draw_other_drop_paths():
     ends = []
     for seed in (0, 1):
         state = fresh_state()
-        train_step(state, [random_batch()], VALUES, TrainConfig(seed=seed, precision="fp32"), OptimConfig(), rank=0)
+        train_step(state, [random_batch()], VALUES, TrainConfig(seed=seed, precision="fp32"), OptimConfig(), ALONE)
         ends.append(state.tensors()["method.student.backbone.norm.bias"])
     assert not torch.equal(*ends)
 
@@ -135,7 +136,7 @@ def test_a_batch_in_four_parts_takes_the_step_of_the_whole(centering, koleo_grou
         state = TrainingState(method, build_optimizer(method, OptimConfig()), build_loss_scale(TrainConfig(), CPU))
         for step in range(2):
             parts = shares_of(random_batch(16, seed=step), num_parts)
-            train_step(state, parts, VALUES, TrainConfig(precision="fp32"), OptimConfig(), rank=0)
+            train_step(state, parts, VALUES, TrainConfig(precision="fp32"), OptimConfig(), ALONE)
         ends.append((state.meter.read(), state.tensors()))
     (whole, whole_tensors), (in_parts, tensors) = ends
     assert whole.keys() == in_parts.keys()
