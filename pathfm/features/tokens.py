@@ -14,7 +14,7 @@ from torch import Tensor
 from pathfm.batch import normalise_crops
 from pathfm.features.attention import class_token_attention, coloured
 from pathfm.models.vit import ViT
-from pathfm.sheets import captioned, in_columns
+from pathfm.sheets import captioned, in_columns, stacked
 
 _SIDE = 144  # px of a tile in the picture
 _PERCENTILES = (1, 99)  # of a component's values: darkest and brightest
@@ -30,8 +30,9 @@ def token_maps(vit: ViT, images: UInt8[Tensor, "n 3 S S"]) -> TokenMaps:
     """Of a network that is in evaluation mode."""
     side = images.shape[-1] // vit.patch_size
     crops = normalise_crops(images)
-    (tokens,) = vit([crops])
+    # In this order, and not by calling the network: a forward pass of a sharded block lets its weights go.
     attention = class_token_attention(vit, crops).mean(1).unflatten(1, (side, side))
+    (tokens,) = vit.intermediate_layers(crops)
     return TokenMaps(attention, main_components(tokens.patches.float().cpu()).unflatten(1, (side, side)))
 
 
@@ -59,4 +60,4 @@ def tokens_picture(images: UInt8[Tensor, "n 3 S S"], maps: TokenMaps) -> Image.I
         for tile in maps.components
     ]
     columns = {"tile": tiles, "[CLS] attention": attention, "patch tokens, PCA": components}
-    return captioned([(caption, in_columns(pictures, 2)) for caption, pictures in columns.items()])
+    return stacked([captioned([(caption, in_columns(pictures, 2)) for caption, pictures in columns.items()])])
