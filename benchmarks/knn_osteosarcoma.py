@@ -27,7 +27,8 @@ import torch
 from pathfm.data.decode import decode
 from pathfm.data.pack import PackRequest, pack
 from pathfm.errors import exit_status
-from pathfm.evaluate.knn import accuracy, knn_probabilities
+from pathfm.evaluate.knn import knn_probabilities
+from pathfm.evaluate.metrics import scores
 from pathfm.features.frozen import class_token_features
 from pathfm.files import write_json
 from pathfm.log import progress
@@ -123,10 +124,8 @@ def _score(recipe: Recipe, weights: Path | None, first: Sequence[Tile], second: 
         for tiles in (first, second)
     ]
     labels = [torch.tensor([tile.label for tile in tiles]) for tiles in (first, second)]
-    return {
-        f"knn_{k}": round(accuracy(knn_probabilities(features[0], labels[0], features[1], 3, k), labels[1]), 4)
-        for k in NEIGHBOURS
-    }
+    found = knn_probabilities(features[0], labels[0], features[1], 3, NEIGHBOURS)
+    return {f"knn_{k}": round(scores(of_k, labels[1], resamples=0)["acc"].value, 4) for k, of_k in found.items()}
 
 
 def _images(tiles: Sequence[Tile], side: int) -> Iterator[np.ndarray]:

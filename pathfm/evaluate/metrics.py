@@ -1,0 +1,150 @@
+"""Accuracy, balanced accuracy and AUC of class probabilities, each with its bootstrap interval over test samples.
+
+T test samples   C classes   P the samples of a class   L classes that have samples
+R resamples: each is a column of weights, how often it drew every sample
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from pathfm.errors import UserError
+from pathfm.random_streams import stream
+
+_WEIGHTS_AT_ONCE = 2**18  # 2 MiB: a few such arrays stay in a core's cache
+
+
+@dataclass(frozen=True)
+class Score:
+    """A number, and the 95 % percentile interval that its bootstrap over test samples gives."""
+
+    value: float
+    low: float
+    high: float
+
+
+def scores(
+    probabilities: Float[Tensor, "T C"], labels: Int[Tensor, " T"], *, resamples: int = 1000, seed: int = 0
+) -> dict[str, Score]:
+    """`acc`, `balanced_acc` and `auc`, in float64 on the CPU wherever the tensors are.
+
+    acc           the share of samples whose most probable class is theirs; of equal ones the first counts
+    balanced_acc  the mean over classes of their samples' accuracy
+    auc           the mean over classes of the ROC area of that class against all others, by that class's probability.
+                  With C = 2 both areas are one number, and the second class's is taken.
+
+    A class without samples, in the labels or in a resample, is left out of both means. Where all samples are of one
+    class there is no area: then `auc` is missing, and a resample of that kind is left out of its interval.
+    Without resamples an interval is its value twice. Raises `UserError` when there are no samples.
+    """
+    if not len(labels):
+        raise UserError("there is no test sample to score; give a test split that has some")
+    assert 0 <= labels.min() <= labels.max() < probabilities.shape[1], "labels name columns of the probabilities"
+    bench = _Bench.of(probabilities.detach().cpu().double().numpy(), labels.cpu().numpy())
+    values = bench.measure(np.ones((len(labels), 1)))
+    drawn = [bench.measure(weights) for weights in _resampled(len(labels), resamples, seed)]
+    return {
+        name: _score(float(value[0]), [of_chunk[name] for of_chunk in drawn])
+        for name, value in values.items()
+        if not np.isnan(value[0])
+    }
+
+
+@dataclass(frozen=True)
+class _Ranking:
+    """Samples in falling order of one class's probability, and where equal ones to each of the class's P samples lie.
+
+    The last group of equal samples, often those with probability 0, is left out of `order`: what it adds up to is all.
+    """
+
+    order: Int[np.ndarray, " n"]
+    own: Int[np.ndarray, " P"]  # the class's samples
+    first: Int[np.ndarray, " P"]  # how many are more probable
+    last: Int[np.ndarray, " P"]  # how many are more or equally probable; n + 1 stands for all
+
+    @classmethod
+    def of(cls, probability: Float[np.ndarray, " T"], is_own: Bool[np.ndarray, " T"]) -> "_Ranking":
+        order = np.argsort(-probability, kind="stable")
+        falling, own = -probability[order], np.flatnonzero(is_own)
+        first = np.searchsorted(falling, -probability[own], side="left")
+        last = np.searchsorted(falling, -probability[own], side="right")
+        n = int(np.searchsorted(falling, falling[-1], side="left"))
+        return cls(order[:n], own, first, np.minimum(last, n + 1))
+
+    def area(self, weights: Float[np.ndarray, "T R"]) -> Float[np.ndarray, " R"]:
+        """ROC area: the share of (own, other) pairs in which the own sample is more probable; equal ones count half.
+
+        Of each own sample the weight above it and half of that beside it is summed up. This counts every pair of own
+        samples as well, in both orders, which is half the square of their weight; the rest are the lost pairs.
+        """
+        total = weights.sum(0)
+        above = np.empty((len(self.order) + 2, weights.shape[1]))
+        above[0], above[-1] = 0, total
+        np.cumsum(weights[self.order], axis=0, out=above[1:-1])
+        of_own = weights[self.own]
+        own = of_own.sum(0)
+        lost = np.einsum("pr,pr->r", above[self.first] + above[self.last], of_own) / 2 - own**2 / 2
+        return 1 - _ratio(lost, own * (total - own))
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """What every resample is measured with."""
+
+    hit: Float[np.ndarray, " T"]  # 1 or 0
+    by_class: Int[np.ndarray, " T"]  # samples in the order of their classes
+    starts: Int[np.ndarray, " L"]  # where in it each class begins
+    rankings: Sequence[_Ranking]
+
+    @classmethod
+    def of(cls, probabilities: Float[np.ndarray, "T C"], labels: Int[np.ndarray, " T"]) -> "_Bench":
+        present, starts = np.unique(np.sort(labels), return_index=True)
+        judged = present if probabilities.shape[1] > 2 else present[-1:]
+        return cls(
+            (probabilities.argmax(1) == labels).astype(float),
+            np.argsort(labels, kind="stable"),
+            starts,
+            [_Ranking.of(probabilities[:, label], labels == label) for label in judged],
+        )
+
+    def measure(self, weights: Float[np.ndarray, "T R"]) -> dict[str, Float[np.ndarray, " R"]]:
+        """Every metric of every resample; nan where it has none."""
+        hit = weights * self.hit[:, None]
+        of_classes = np.add.reduceat(weights[self.by_class], self.starts)
+        hit_of_classes = np.add.reduceat(hit[self.by_class], self.starts)
+        areas = np.stack([ranking.area(weights) for ranking in self.rankings])
+        return {
+            "acc": hit.sum(0) / weights.sum(0),
+            "balanced_acc": _mean_of_defined(_ratio(hit_of_classes, of_classes)),
+            "auc": _mean_of_defined(areas),
+        }
+
+
+def _resampled(num_samples: int, resamples: int, seed: int) -> Iterator[Float[np.ndarray, "T R"]]:
+    """Weights of all resamples, some at a time. Each has its own stream, so how many come at once changes none."""
+    at_once = max(1, _WEIGHTS_AT_ONCE // num_samples)
+    for start in range(0, resamples, at_once):
+        counts = [
+            np.bincount(stream(seed, number, "bootstrap").integers(0, num_samples, num_samples), minlength=num_samples)
+            for number in range(start, min(start + at_once, resamples))
+        ]
+        yield np.stack(counts, axis=1).astype(float)
+
+
+def _score(value: float, drawn: Sequence[Float[np.ndarray, " R"]]) -> Score:
+    of_all = np.concatenate([*drawn, []])
+    defined = of_all[~np.isnan(of_all)]
+    low, high = np.percentile(defined, [2.5, 97.5]) if len(defined) else (value, value)
+    return Score(value, float(low), float(high))
+
+
+def _ratio(part: Float[np.ndarray, "*n"], whole: Float[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
+    return np.divide(part, whole, out=np.full_like(part, np.nan), where=whole > 0)
+
+
+def _mean_of_defined(values: Float[np.ndarray, "L R"]) -> Float[np.ndarray, " R"]:
+    defined = ~np.isnan(values)
+    return _ratio(np.where(defined, values, 0).sum(0), defined.sum(0).astype(float))
