@@ -23,6 +23,7 @@ VERBS = {
     "submit": "submit a run to Slurm, or run it here (launchers/pretrain.py)",
     "profile": "write a profile for the cluster at hand, or print one",
     "status": "where runs stand: in the queue, in steps, in checkpoints",
+    "plot": "draw runs: losses, tuning, health, throughput",
     "logs": "print or follow what a run's ranks say",
     "cancel": "end the Slurm jobs of a run; its checkpoints stay",
     "demo-tiles": "real H&E tiles to try everything on",

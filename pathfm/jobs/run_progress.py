@@ -13,6 +13,7 @@ from pathfm.launch.attempts import newest_checkpoint
 from pathfm.lifecycle.run import Run
 
 _TAIL_BYTES = 65_536  # some forty lines of metrics
+_TRACKED = "auc_20"  # what tuning is judged by where a recipe does not say
 _WRITER = re.compile(r"process (\d+) on (\S+)")
 
 
@@ -38,6 +39,20 @@ class Progress:
         return max(0, self.total_steps - self.step) * self.seconds_per_step
 
 
+@dataclass(frozen=True)
+class Tuned:
+    """The last tuning, by the number that the run is judged by. `student`: None when the teacher alone was tuned."""
+
+    metric: str
+    step: int
+    teacher: float
+    student: float | None
+    best: float | None  # of the teacher, so far
+    best_step: int | None
+    without_improvement: int | None  # tunings in a row
+    patience: int | None  # None: the run does not end for lack of improvement
+
+
 def progress_of(run: Run) -> Progress:
     line, settings = _last_line(run.metrics), settings_of(run)
     timing = line.get("timing")
@@ -50,6 +65,33 @@ def progress_of(run: Run) -> Progress:
         samples_per_second=_number(timing.get("samples_per_second")),
         logged=_written(run.metrics) if line else None,
     )
+
+
+def tuned_of(run: Run, tracked: str) -> Tuned | None:
+    """`tracked`, or the first number of the last tuning where it has none of that name; None without any."""
+    for line in reversed(last_lines(run.tuning)):
+        teacher, student, judged = (group(line, name) for name in ("teacher", "student", "early_stopping"))
+        metric = next((name for name in (tracked, *teacher) if _number(teacher.get(name)) is not None), None)
+        if metric is None or not isinstance(line.get("step"), int):
+            continue
+        judged = judged if judged.get("metric") == metric else {}
+        return Tuned(
+            metric=metric,
+            step=line["step"],
+            teacher=float(teacher[metric]),
+            student=_number(student.get(metric)),
+            best=_number(judged.get("best")),
+            best_step=_whole(judged.get("best_step")),
+            without_improvement=_whole(judged.get("without_improvement")),
+            patience=_whole(judged.get("patience")),
+        )
+    return None
+
+
+def tracked_of(settings: Mapping[str, Any]) -> str:
+    """The number of tuning that a run is judged by."""
+    tracked = group(group(settings, "tune"), "early_stopping").get("tracking")
+    return tracked if isinstance(tracked, str) else _TRACKED
 
 
 def settings_of(run: Run) -> dict[str, Any]:
@@ -97,22 +139,32 @@ def group(settings: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _last_line(metrics: Path) -> dict[str, Any]:
-    """The last whole one; what a killed process left half is passed over."""
+def is_of_training(line: Mapping[str, Any]) -> bool:
+    """Whether a line of metrics tells of training steps."""
+    return isinstance(line.get("step"), int) and "total_loss" in line
+
+
+def last_lines(file: Path) -> list[dict[str, Any]]:
+    """The whole ones at its end, the newest last; what a killed process left half is passed over."""
     try:
-        with metrics.open("rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
-            tail = file.read()
+        with file.open("rb") as opened:
+            opened.seek(max(0, os.fstat(opened.fileno()).st_size - _TAIL_BYTES))
+            tail = opened.read()
     except OSError:
-        return {}
-    for text in reversed(tail.split(b"\n")):
+        return []
+    lines = []
+    for text in tail.split(b"\n"):
         try:
             line = json.loads(text)
         except ValueError:
             continue
-        if isinstance(line, dict) and isinstance(line.get("step"), int):
-            return line
-    return {}
+        if isinstance(line, dict):
+            lines.append(line)
+    return lines
+
+
+def _last_line(metrics: Path) -> dict[str, Any]:
+    return next((line for line in reversed(last_lines(metrics)) if is_of_training(line)), {})
 
 
 def _total_steps(settings: Mapping[str, Any], line: Mapping[str, Any]) -> int | None:
@@ -128,6 +180,10 @@ def _total_steps(settings: Mapping[str, Any], line: Mapping[str, Any]) -> int | 
 
 def _number(value: object) -> float | None:
     return float(value) if isinstance(value, int | float) else None
+
+
+def _whole(value: object) -> int | None:
+    return value if isinstance(value, int) else None
 
 
 def _written(path: Path) -> float | None:
