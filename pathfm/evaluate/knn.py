@@ -95,13 +95,3 @@ def few_shot_rows(labels: Int[Tensor, " N"], n_per_class: int, tries: int, seed:
         ]
         drawings.append(torch.cat(drawn).sort().values.to(labels.device))
     return drawings
-
-
-def usable_ks(ks: Sequence[int], num_query: int) -> list[int]:
-    """Those that do not exceed the number of query samples, ascending. Raises `UserError` when there is none."""
-    usable = sorted({k for k in ks if 1 <= k <= num_query})
-    if not usable:
-        raise UserError(
-            f"no k of {list(ks)} is between 1 and {num_query}, the number of query samples; add one that is"
-        )
-    return usable

@@ -9,7 +9,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
 from pathfm.errors import UserError
-from pathfm.evaluate.knn import few_shot_rows, knn_probabilities, usable_ks
+from pathfm.evaluate.knn import few_shot_rows, knn_probabilities
 
 ON_CUDA = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -119,12 +119,6 @@ def test_a_tiny_temperature_leaves_the_nearest_alone():
 def test_more_neighbours_than_samples_are_refused(k: int):
     with pytest.raises(UserError, match=f"k={k} neighbours are asked of 4 query samples"):
         knn_probabilities(torch.zeros(4, 2), torch.zeros(4, dtype=torch.long), torch.zeros(1, 2), 2, (1, k))
-
-
-def test_ks_that_exceed_the_query_samples_are_left_out():
-    assert usable_ks((200, 20, 10, 20), 20) == [10, 20]
-    with pytest.raises(UserError, match=r"no k of \[10, 20\] is between 1 and 7, the number of query samples"):
-        usable_ks((10, 20), 7)
 
 
 LABELS = torch.tensor([2, 0, 0, 2, 5, 0, 2, 2, 0, 0])
