@@ -23,7 +23,7 @@ from pathfm.track.console import Console
 from pathfm.track.json_lines import JsonLines
 from pathfm.track.pictures import draw_losses
 from pathfm.track.report import Report
-from pathfm.track.weights_and_biases import start_wandb
+from pathfm.track.weights_and_biases import WeightsAndBiases, start_wandb
 from pathfm.training.loop import Accident, Loop, TooManyCorrupt, Verdict
 
 _log = get_logger(__name__)
@@ -33,9 +33,15 @@ def open_report(recipe: Recipe, run: Run, console: Console, step: int, *, first:
     """Metrics of the run from `step` on; what a killed segment logged after it is dropped and logged again."""
     if not first:
         return Report(None, console, None)
-    lines = JsonLines(run.metrics)
-    lines.forget_after(step)
-    return Report(lines, console, start_wandb(recipe.wandb, run.directory, recipe.model_dump(mode="json")))
+    lines, tunings = JsonLines(run.metrics), JsonLines(run.tuning)
+    for logged in (lines, tunings):
+        logged.forget_after(step)
+    return Report(lines, console, mirror_of(recipe, run), tunings, JsonLines(run.alarms))
+
+
+def mirror_of(recipe: Recipe, run: Run) -> WeightsAndBiases:
+    """W&B's view of the run's files, if the recipe or WANDB_MODE wants one."""
+    return start_wandb(recipe.wandb, run.directory, recipe.model_dump(mode="json"))
 
 
 class Quarantine:

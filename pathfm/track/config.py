@@ -2,6 +2,8 @@
 
 from typing import Literal
 
+from pydantic import Field
+
 from pathfm.config import Section
 
 
@@ -16,3 +18,5 @@ class WandbConfig(Section):
     group: str | None = None
     tags: tuple[str, ...] = ()
     resume_id: str | None = None  # None: drawn at the first start and kept in the run
+    log_teacher: bool = False  # every export as an artifact that says where it lies; nothing is uploaded
+    finish_within_s: float = Field(30.0, gt=0)  # that a run's end may wait; the rest is sent by 'pathfm wandb-sync'

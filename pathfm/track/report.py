@@ -1,6 +1,7 @@
-"""Where the metrics of a run go: JSON lines first, then whoever looks on (console, W&B)."""
+"""Where what a run tells goes: JSON lines first, then whoever looks on (console, W&B)."""
 
 from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pathfm.log import get_logger
@@ -9,15 +10,25 @@ from pathfm.track.json_lines import JsonLines
 from pathfm.track.weights_and_biases import WeightsAndBiases
 
 _log = get_logger(__name__)
+_BETWEEN_ALARMS = timedelta(hours=1)  # of one kind
 
 
 class Report:
     """Rank 0's reports; the other ranks are handed one that says nothing."""
 
-    def __init__(self, lines: JsonLines | None, console: Console, wandb: WeightsAndBiases | None) -> None:
+    def __init__(
+        self,
+        lines: JsonLines | None,
+        console: Console,
+        wandb: WeightsAndBiases | None,
+        tunings: JsonLines | None = None,
+        alarms: JsonLines | None = None,
+    ) -> None:
         self._lines = lines
         self._console = console
-        self._wandb = wandb
+        self._wandb = wandb or WeightsAndBiases()
+        self._tunings = tunings
+        self._alarms = alarms
 
     def step(self, completed: int) -> None:
         self._console.step(completed)
@@ -27,25 +38,45 @@ class Report:
             return
         self._lines.append(line)
         self._console.summary(line)
-        if self._wandb is not None:
-            self._wandb.log(line)
+        self._wandb.nudge()
 
-    def alarm(self, title: str, text: str) -> None:
-        """Something that a person must hear of."""
-        _log.error("%s: %s", title, text)
-        if self._wandb is not None:
-            self._wandb.alert(title, text)
+    def tuning(self, line: Mapping[str, Any]) -> None:
+        """What a tuning found."""
+        if self._tunings is not None:
+            self._tunings.append(line)
+            self._wandb.nudge()
+
+    def alarm(self, step: int, alarm: str, text: str) -> None:
+        """Something that a person must hear of; of one kind at most once an hour, however often the run was started."""
+        if self._alarms is None or not self._is_due(alarm):
+            return
+        _log.error("%s: %s", alarm, text)
+        self._alarms.append({"step": step, "time": _now().isoformat(timespec="seconds"), "alarm": alarm, "text": text})
+        self._wandb.nudge()
 
     def go_back(self, step: int) -> None:
         """Drop what was logged after `step`, which is about to be logged anew."""
-        if self._lines is not None:
-            self._lines.forget_after(step)
+        for lines in (self._lines, self._tunings):
+            if lines is not None:
+                lines.forget_after(step)
 
     def flush(self) -> None:
         """Before a checkpoint: what it remembers must not be ahead of what was logged."""
-        if self._lines is not None:
-            self._lines.flush()
+        for lines in (self._lines, self._tunings):
+            if lines is not None:
+                lines.flush()
 
     def finish(self) -> None:
-        if self._wandb is not None:
-            self._wandb.finish()
+        self._wandb.finish()
+
+    def _is_due(self, alarm: str) -> bool:
+        assert self._alarms is not None
+        times = [line["time"] for line in self._alarms.read() if line.get("alarm") == alarm]
+        try:
+            return not times or _now() - datetime.fromisoformat(times[-1]) >= _BETWEEN_ALARMS
+        except (TypeError, ValueError):  # not a time that we wrote
+            return True
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

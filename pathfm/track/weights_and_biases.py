@@ -1,71 +1,85 @@
-"""W&B as a view of metrics.jsonl: one W&B run for a run's whole life, and never a reason for training to stop."""
+"""W&B as a view of a run's files: shown by a process of its own (`mirror`), so that training never waits for it.
 
+A thread would not do: W&B's client waits for its uploads when its process ends, and a client that hangs would keep the
+trainer from ending.
+"""
+
+import contextlib
+import fcntl
+import json
 import os
-import secrets
+import signal
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
-from pathfm.files import write_text
 from pathfm.log import get_logger
 from pathfm.track.config import WandbConfig
+from pathfm.track.processes import end_with_children
 
 _log = get_logger(__name__)
-_SECONDS_TO_START = 60
+_SHIELDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+_PIPE_BYTES = 1 << 20  # a recipe must fit, since a pipe that is full is not waited for
+_NOT_ITS_OWN = ("WANDB_SERVICE", "WANDB_RUN_ID", "WANDB_RESUME", "WANDB_DIR")  # would make it another run, elsewhere
+EXIT_INCOMPLETE = 3  # of a mirror that could not send everything
 Mode = Literal["online", "offline", "disabled"]
 
 
 class WeightsAndBiases:
-    """Every call may fail (no network, no key, a dead wandb process); then it warns once and falls silent."""
+    """The trainer's end: a pipe to the mirror, or to none."""
 
-    def __init__(self, run: Any) -> None:
-        self._run = run
+    def __init__(self, mirror: "subprocess.Popen[bytes] | None" = None, finish_within_s: float = 0.0) -> None:
+        self._mirror = mirror
+        self._finish_within_s = finish_within_s
 
-    def log(self, line: Mapping[str, Any]) -> None:
-        if self._run is None:
-            return
-        try:
-            self._run.log(_flat(line), step=line["step"])
-        except Exception as error:
-            self._fall_silent(error)
-
-    def alert(self, title: str, text: str) -> None:
-        """A message to the people who follow the run."""
-        if self._run is None:
-            return
-        try:
-            self._run.alert(title=title, text=text, level="ERROR")
-        except Exception as error:
-            self._fall_silent(error)
+    def nudge(self) -> None:
+        """There is something new in the run's files. The mirror would see it by itself, a little later."""
+        if self._mirror is not None and self._mirror.stdin is not None:
+            _tell(self._mirror.stdin, b"\n")
 
     def finish(self) -> None:
-        if self._run is None:
+        """Let the mirror send what is left, for `finish_within_s` at most; then it ends in any case."""
+        mirror, self._mirror = self._mirror, None
+        if mirror is None:
             return
+        if mirror.stdin is not None:
+            with contextlib.suppress(OSError):
+                mirror.stdin.close()
         try:
-            self._run.finish()
-        except Exception as error:
-            self._fall_silent(error)
-
-    def _fall_silent(self, error: Exception) -> None:
-        _log.warning("W&B stopped working (%s); training goes on, metrics.jsonl has everything", _one_line(error))
-        self._run = None
+            is_complete = mirror.wait(self._finish_within_s) == 0
+        except subprocess.TimeoutExpired:
+            is_complete = False
+            end_with_children(mirror.pid)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                mirror.wait(1)
+        if not is_complete:
+            _log.warning("W&B was not told everything; the next start does so, or 'pathfm wandb-sync RUN'")
 
 
 def start_wandb(
     config: WandbConfig, run_directory: Path, recipe: Mapping[str, Any], environment: Mapping[str, str] = os.environ
 ) -> WeightsAndBiases:
-    """A W&B run for `run_directory`, or one that does nothing when W&B is not wanted or cannot start. Never prompts."""
+    """A mirror of `run_directory`, or none when W&B is not wanted. Never prompts, never waits."""
     mode = wandb_mode(config, environment)
     if mode == "disabled":
-        return WeightsAndBiases(None)
-    if mode == "online" and not _has_key(environment):
-        _log.warning("W&B has no key here (WANDB_API_KEY or ~/.netrc); it writes offline files for 'wandb sync'")
+        return WeightsAndBiases()
+    if mode == "online" and not has_key(environment):
+        _log.warning(
+            "W&B has no key here (WANDB_API_KEY or ~/.netrc); it writes offline files, "
+            "and 'pathfm wandb-sync RUN' sends the run later"
+        )
         mode = "offline"
     try:
-        return WeightsAndBiases(_init(config, run_directory, recipe, mode))
-    except Exception as error:
-        _log.warning("W&B did not start (%s); training goes on, metrics.jsonl has everything", _one_line(error))
-        return WeightsAndBiases(None)
+        mirror = _start_mirror(run_directory, environment)
+    except OSError as error:
+        _log.warning("W&B could not be started (%s); training goes on, metrics.jsonl has everything", error)
+        return WeightsAndBiases()
+    settings = {"mode": mode, "wandb": config.model_dump(mode="json"), "recipe": dict(recipe)}
+    if mirror.stdin is not None:
+        _tell(mirror.stdin, json.dumps(settings).encode() + b"\n")
+    return WeightsAndBiases(mirror, config.finish_within_s)
 
 
 def wandb_mode(config: WandbConfig, environment: Mapping[str, str]) -> Mode:
@@ -81,35 +95,7 @@ def wandb_mode(config: WandbConfig, environment: Mapping[str, str]) -> Mode:
             return "disabled"
 
 
-def run_id(config: WandbConfig, run_directory: Path) -> str:
-    """The same id whenever the same run is started: drawn at the first start and kept in the run."""
-    kept = run_directory / "wandb_id"
-    if config.resume_id:
-        return config.resume_id
-    if not kept.is_file():
-        write_text(kept, secrets.token_hex(8))
-    return kept.read_text(encoding="utf-8").strip()
-
-
-def _init(config: WandbConfig, run_directory: Path, recipe: Mapping[str, Any], mode: Mode) -> Any:
-    import wandb
-
-    return wandb.init(
-        project=config.project,
-        entity=config.username,
-        name=config.exp_name or run_directory.resolve().name,
-        group=config.group,
-        tags=list(config.tags),
-        id=run_id(config, run_directory),
-        resume="allow" if mode == "online" else None,
-        dir=str(run_directory),
-        config=dict(recipe),
-        mode=mode,
-        settings=wandb.Settings(init_timeout=_SECONDS_TO_START, silent=True, console="off", x_disable_stats=True),
-    )
-
-
-def _has_key(environment: Mapping[str, str]) -> bool:
+def has_key(environment: Mapping[str, str]) -> bool:
     if environment.get("WANDB_API_KEY"):
         return True
     import netrc
@@ -121,15 +107,43 @@ def _has_key(environment: Mapping[str, str]) -> bool:
         return False
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}/")
-        elif value is not None:
-            flat[prefix + key] = value
-    return flat
+def _start_mirror(run_directory: Path, environment: Mapping[str, str]) -> "subprocess.Popen[bytes]":
+    """Its command line says nothing but where the run lies; all else goes through the pipe.
+
+    A session of its own keeps a terminal's Ctrl-C away. Slurm signals every process of a step: what means "save and
+    leave" to a trainer is blocked from the mirror's birth, as its trainer has still something to show.
+    """
+    package = Path(__file__).resolve().parents[2]
+    kept = {name: value for name, value in environment.items() if name not in _NOT_ITS_OWN}
+    search = os.pathsep.join(filter(None, (str(package), environment.get("PYTHONPATH"))))
+    with _log_file(run_directory) as log:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _SHIELDED)
+        try:
+            mirror = subprocess.Popen(
+                [sys.executable, "-m", "pathfm.track.mirror", str(run_directory.resolve())],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                bufsize=0,
+                env={**kept, "PYTHONPATH": search},
+                start_new_session=True,
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    if mirror.stdin is not None:
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(mirror.stdin, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+        os.set_blocking(mirror.stdin.fileno(), False)
+    return mirror
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+def _log_file(run_directory: Path) -> IO[bytes]:
+    folder = run_directory / "wandb"
+    folder.mkdir(parents=True, exist_ok=True)
+    return (folder / "mirror.log").open("ab")
+
+
+def _tell(pipe: IO[bytes], message: bytes) -> None:
+    """A mirror that is gone, or does not listen, hears nothing."""
+    with contextlib.suppress(OSError):
+        pipe.write(message)

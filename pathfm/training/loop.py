@@ -304,9 +304,11 @@ class Loop:
             )  # fmt: skip
             if self._saves_failed == self.checkpoint.alarm_after_failures:
                 self.around.report.alarm(
-                    "checkpoints cannot be written",
-                    f"{self._saves_failed} failures in a row, the last one: {outcome.error}. If this process ends now, "
-                    f"all steps since {self.around.saver.store.newest_step() or 0} are lost; make room",
+                    self.state.step,
+                    "checkpoints",
+                    f"they cannot be written: {self._saves_failed} failures in a row, the last one: {outcome.error}. "
+                    f"If this process ends now, all steps since {self.around.saver.store.newest_step() or 0} are lost; "
+                    "make room",
                 )
 
     def _report(self) -> None:
