@@ -1,4 +1,4 @@
-"""`pathfm status [RUN ...]`: every run in a line, or one in full: the queue, its steps, what became of its starts."""
+"""`pathfm status [RUN ...]`: every run in a line, or one in full: the queue, steps, tuning, alarms, its starts."""
 
 import json
 import re
@@ -16,11 +16,15 @@ from typing import Any
 from pathfm.jobs.find_run import RUNS, all_runs, find_run
 from pathfm.jobs.run_progress import (
     Progress,
+    Tuned,
     group,
+    last_lines,
     lives_here,
     newest_checkpoint_of,
     progress_of,
     settings_of,
+    tracked_of,
+    tuned_of,
     writer_of,
 )
 from pathfm.jobs.slurm_jobs import how_it_ended, in_words, job_ids, live_jobs, slurm_is_here, time_span
@@ -29,12 +33,20 @@ from pathfm.launch.scontrol import JobRecord, SlurmRefusal
 from pathfm.lifecycle.run import Run
 from pathfm.tables import text_table
 
-_HEADER = ["run", "in the queue", "state", "step", "loss", "logged", "speed", "checkpoint", "starts"]
+_COLUMNS = (
+    "run", "in the queue", "state", "step", "loss", "logged", "samples/s", "ETA", "tuning",
+    "checkpoint", "starts", "trouble",
+)  # fmt: skip
+_ALWAYS = ("run", "state", "step")  # the others only where some run has something to say
+_FIRST_TO_GO = ("nodes", "logged", "loss", "starts")  # from a table that is too wide
+_WIDTH = 140  # letters, if possible
 _ATTEMPTS = ["attempt", "nodes", "ended", "decision", "checkpoint", "reason"]
 _FEW_WORDS = 48  # letters of a reason, in a table
+_LAST_ALARMS = 3  # of one run in full
 _SECONDS_BETWEEN_LOOKS = 10.0
 _AT_ONCE = 8  # questions to Slurm
 _CLEAR = "\x1b[H\x1b[2J"
+_NODES = re.compile(r" on \S*[^\s,]")  # in what is said of a job
 _BEGUN_ON = re.compile(r"attempt (\S+) on (\S+): logs are")  # the supervisor's first words
 
 
@@ -66,7 +78,7 @@ def _page(names: Sequence[str], runs_dir: Path) -> str:
     if not runs:
         return f"there are no runs in {runs_dir.absolute()}"
     queue = _queue(runs)
-    table = text_table(_HEADER, [_row(run, queued) for run, queued in zip(runs, queue, strict=True)])
+    table = _table([_row(run, queued) for run, queued in zip(runs, queue, strict=True)])
     return f"{table}\n\n{_details(runs[0], queue[0])}" if len(names) == 1 else table
 
 
@@ -105,25 +117,42 @@ def _queued(run: Run) -> Queued:
 # ---- a line
 
 
-def _row(run: Run, queued: Queued) -> list[str]:
+def _table(rows: Sequence[Mapping[str, str]]) -> str:
+    """Without what is empty for all runs, and as narrow as it can be made without leaving out much."""
+    columns = [name for name in _COLUMNS if name in _ALWAYS or any(row[name] != "-" for row in rows)]
+    metrics = {row["tuning"].split(" ")[0] for row in rows if row["tuning"] != "-"}
+    header = {"tuning": metrics.pop()} if len(metrics) == 1 else {}
+    cells = [{**row, "tuning": row["tuning"].removeprefix(f"{header.get('tuning')} ")} for row in rows]
+    for name in ("", *_FIRST_TO_GO):
+        if name == "nodes":
+            cells = [{**row, "in the queue": _NODES.sub("", row["in the queue"])} for row in cells]
+        columns = [column for column in columns if column != name]
+        names = [header.get(column, column) for column in columns]
+        table = text_table(names, [[row[column] for column in columns] for row in cells])
+        if max(map(len, table.splitlines())) <= _WIDTH:
+            break
+    return table
+
+
+def _row(run: Run, queued: Queued) -> dict[str, str]:
+    told = {**dict.fromkeys(_COLUMNS, "-"), "run": run.name, "in the queue": queued.words}
     try:
         progress = progress_of(run)
-        step, written = newest_checkpoint_of(run)
-        checkpoint = f"{step:,}{f', {_ago(written)}' if written else ''}" if step else "-"
-        speed = f"{1 / seconds:.3g} steps/s" if (seconds := progress.seconds_per_step) else "-"
-        return [
-            run.name,
-            queued.words,
-            _short(_state(run, queued)),
-            _step(progress),
-            _loss(progress),
-            _ago(progress.logged) if progress.logged else "-",
-            speed,
-            checkpoint,
-            _starts(run),
-        ]
+        return {
+            **told,
+            "state": _short(_state(run, queued)),
+            "step": _step(progress),
+            "loss": _loss(progress),
+            "logged": _ago(progress.logged) if progress.logged else "-",
+            "samples/s": _samples_per_second(progress),
+            "ETA": time_span(progress.seconds_to_go) if progress.seconds_to_go else "-",
+            "tuning": _tuning(tuned_of(run, tracked_of(settings_of(run)))),
+            "checkpoint": _checkpoint(run),
+            "starts": _starts(run),
+            "trouble": _trouble(run),
+        }
     except OSError as error:
-        return [run.name, queued.words, f"cannot be read: {error.strerror}", *["-"] * 6]
+        return {**told, "state": f"cannot be read: {error.strerror}"}
 
 
 def _state(run: Run, queued: Queued) -> str:
@@ -163,13 +192,39 @@ def _step(progress: Progress) -> str:
     if not progress.total_steps:
         return f"{progress.step:,}"
     percent = 100 * progress.step / progress.total_steps
-    return f"{progress.step:,} / {progress.total_steps:,} ({percent:.0f} %)"
+    return f"{_count(progress.step)} / {_count(progress.total_steps)} ({percent:.0f} %)"
 
 
 def _loss(progress: Progress) -> str:
     if not progress.has_metrics:
         return "-"
     return "not finite" if progress.loss is None else f"{progress.loss:.4f}"
+
+
+def _samples_per_second(progress: Progress) -> str:
+    speed = progress.samples_per_second
+    return "-" if speed is None else f"{speed:,.0f}" if speed >= 100 else f"{speed:.3g}"
+
+
+def _tuning(tuned: Tuned | None) -> str:
+    """The teacher's number / the student's, and at which step."""
+    if tuned is None:
+        return "-"
+    student = "" if tuned.student is None else f"/{tuned.student:.3f}"
+    return f"{tuned.metric} {tuned.teacher:.3f}{student} at {_count(tuned.step)}"
+
+
+def _checkpoint(run: Run) -> str:
+    step, written = newest_checkpoint_of(run)
+    return f"{_count(step)}{f', {_ago(written)}' if written else ''}" if step else "-"
+
+
+def _trouble(run: Run) -> str:
+    """The last alarm or crash."""
+    crashes = [(_moment(outcome.ended), "crash") for outcome in _outcomes(run) if outcome.was_crash]
+    found = [(_moment(alarm.get("time")), str(alarm.get("alarm"))) for alarm in _alarms(run)]
+    when, what = max([*found, *crashes], key=lambda pair: pair[0] or 0.0, default=(None, "-"))
+    return f"{what}, {_ago(when)}" if when else what
 
 
 def _starts(run: Run) -> str:
@@ -194,8 +249,11 @@ def _facts(run: Run, queued: Queued) -> str:
     progress, settings = progress_of(run), settings_of(run)
     rows = {
         "directory": run.directory.absolute(),
-        "state": _state(run, queued).replace("\n", "\n" + " " * 14),
+        "state": _state(run, queued),
+        "last error": _last_error(run),
+        "alarms": _last_alarms(run),
         "speed": _speed(progress),
+        "tuning": _tuning_in_full(tuned_of(run, tracked_of(settings)), progress.step),
         "job": queued.job and f"{queued.job.job}: {queued.words}",
         "submitted": _submitted(run),
         "begun by": _writer(run),
@@ -205,7 +263,8 @@ def _facts(run: Run, queued: Queued) -> str:
         "accidents": _listing(run.accidents, "*.json"),
         "W&B": _wandb(run, group(settings, "wandb")),
     }
-    return "\n".join(f"  {name:<12}{fact}" for name, fact in rows.items() if fact)
+    below = "\n" + " " * 14
+    return "\n".join(f"  {name:<12}" + str(fact).replace("\n", below) for name, fact in rows.items() if fact)
 
 
 def _attempts_table(run: Run) -> str:
@@ -250,7 +309,41 @@ def _submitted(run: Run) -> str:
         follows = f", follows {submission.follows}" if submission.follows else ""
         size = f"{submission.nodes} x {submission.tasks_per_node} tasks"
         told.append(f"job {submission.job}, {_local(submission.submitted)}, {size}{follows}")
-    return ("\n" + " " * 14).join(told)
+    return "\n".join(told)
+
+
+def _tuning_in_full(tuned: Tuned | None, step: int) -> str:
+    if tuned is None:
+        return ""
+    student = "" if tuned.student is None else f", student {tuned.student:.4f}"
+    ago = f", {step - tuned.step:,} steps ago" if step > tuned.step else ""
+    told = f"{tuned.metric}: teacher {tuned.teacher:.4f}{student}, at step {tuned.step:,}{ago}"
+    if tuned.best is None:
+        return told
+    told += f"\nbest: {tuned.best:.4f}"
+    if tuned.best_step is not None:
+        told += f", at step {tuned.best_step:,}"
+    if tuned.without_improvement is None:
+        return told
+    if tuned.patience is None:
+        return f"{told}; {tuned.without_improvement:,} tunings since without an improvement"
+    left = max(0, tuned.patience - tuned.without_improvement)
+    return f"{told}; patience for {left:,} of {tuned.patience:,} tunings left"
+
+
+def _last_alarms(run: Run) -> str:
+    return "\n".join(
+        f"{_local(alarm.get('time'))}, step {alarm.get('step')}, {alarm.get('alarm')}: {alarm.get('text')}"
+        for alarm in _alarms(run)[-_LAST_ALARMS:]
+    )
+
+
+def _last_error(run: Run) -> str:
+    """Of a crash that the run has outlived; the one that it ended with is its state."""
+    crashes = [outcome for outcome in _outcomes(run) if outcome.was_crash]
+    if not crashes or how_it_ended(run).get("verdict") == "failed":
+        return ""
+    return f"{_local(crashes[-1].ended)}, attempt {crashes[-1].job}.{crashes[-1].restart}: {crashes[-1].reason}"
 
 
 def _writer(run: Run) -> str:
@@ -294,16 +387,33 @@ def _segments(run: Run) -> list[Any]:
     return found if isinstance(found, list) else []
 
 
+def _alarms(run: Run) -> list[dict[str, Any]]:
+    return [line for line in last_lines(run.alarms) if isinstance(line.get("alarm"), str)]
+
+
+def _count(number: int) -> str:
+    """9,999, 12.3k, 1.25M."""
+    if number < 10_000:
+        return f"{number:,}"
+    return f"{number / 1e6:.3g}M" if number >= 999_500 else f"{number / 1e3:.3g}k"
+
+
 def _ago(moment: float) -> str:
     return f"{time_span(time.time() - moment)} ago"
 
 
-def _local(text: str) -> str:
+def _local(text: object) -> str:
     """UTC as it was noted -> the reader's own time."""
+    moment = _moment(text)
+    return f"{datetime.fromtimestamp(moment):%Y-%m-%d %H:%M}" if moment is not None else "-"
+
+
+def _moment(text: object) -> float | None:
+    """UTC as it was noted -> seconds since the epoch."""
     try:
-        return f"{datetime.fromisoformat(text).astimezone():%Y-%m-%d %H:%M}"
-    except (ValueError, TypeError):
-        return "-"
+        return datetime.fromisoformat(str(text)).timestamp()
+    except (ValueError, OverflowError, OSError):
+        return None
 
 
 def _short(text: str) -> str:
@@ -314,8 +424,9 @@ def _short(text: str) -> str:
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         "pathfm status",
-        description="Where runs stand: in Slurm's queue, by their own word, and by their metrics and checkpoints. "
-        "One run by name is told in full. Nothing is changed.",
+        description="Where runs stand: in Slurm's queue, by their own word, and by their metrics, tunings, alarms and "
+        "checkpoints. Tuning is the teacher's number / the student's and their step. One run by name is told in full. "
+        "Nothing is changed.",
     )
     parser.add_argument("runs", metavar="RUN", nargs="*", help="a run's directory, or its name in runs/ (default: all)")
     parser.add_argument("--runs-dir", type=Path, default=RUNS, help="where runs lie (default: runs)")

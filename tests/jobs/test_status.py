@@ -6,8 +6,10 @@ import re
 import socket
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from tests.jobs.fake_slurm import FakeSlurm, slurm
 
 __all__ = ["slurm"]
 NEVER = 4_194_304  # beyond every process id of Linux
-COLUMNS = ("run", "in the queue", "state", "step", "loss", "logged", "speed", "checkpoint", "starts")
+ALARM = "the GPUs wait for data 42 % of the time (210 samples/s): raise train.num_workers"
 
 
 def metrics_line(step: int, **more: Any) -> str:
@@ -61,15 +63,38 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     return begun
 
 
+def tuning(step: int, teacher: float, student: float | None = None, **more: Any) -> dict[str, Any]:
+    """A line of tuning.jsonl."""
+    found: dict[str, Any] = {"teacher": {"acc_10": 0.5, "auc_20": teacher}}
+    if student is not None:
+        found["student"] = {"acc_10": 0.5, "auc_20": student}
+    return {"step": step, "samples_seen": 64 * step, "by": "run", **found, "early_stopping": None, **more}
+
+
+def add(file: Path, *lines: dict[str, Any]) -> None:
+    file.parent.mkdir(exist_ok=True)
+    with file.open("a") as opened:
+        opened.writelines(json.dumps(line) + "\n" for line in lines)
+
+
+def alarm(step: int, hours_ago: float, kind: str = "data-bound") -> dict[str, Any]:
+    time = datetime.now(UTC) - timedelta(hours=hours_ago)
+    return {"step": step, "time": time.isoformat(timespec="seconds"), "alarm": kind, "text": ALARM}
+
+
 @pytest.fixture
-def row(capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, str]]:
+def row(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, str]]:
+    """A run's cells by their columns; those that the table leaves out are "-"."""
+    monkeypatch.setattr(status, "_WIDTH", 1000)
+
     def told(name: str = "vitb") -> dict[str, str]:
         assert pathfm(["status"]) == 0
         lines = capsys.readouterr().out.splitlines()
-        starts = [lines[0].index(f" {column}") + 1 for column in COLUMNS]
+        columns = re.split(r"\s{2,}", lines[0].strip())
+        starts = [lines[0].index(f" {column}") + 1 for column in columns]
         (line,) = [line for line in lines if line.split()[0] == name]
-        ends = [*starts[1:], None]
-        return {column: line[a:b].strip() for column, a, b in zip(COLUMNS, starts, ends, strict=True)}
+        cells = [line[a:b].strip() for a, b in zip(starts, [*starts[1:], None], strict=True)]
+        return defaultdict(lambda: "-", zip(columns, cells, strict=True))
 
     return told
 
@@ -81,7 +106,8 @@ def test_a_run_that_trains_is_one_line(run: Run, slurm: FakeSlurm, row: Callable
     assert told["state"] == "running"
     assert told["step"] == "500 / 2,500 (20 %)"
     assert told["loss"] == "6.1250"
-    assert told["speed"] == "2 steps/s"
+    assert told["samples/s"] == "128"
+    assert told["ETA"] == "17 min"
     assert re.fullmatch(r"\d+ s ago", told["logged"])
     assert re.fullmatch(r"400, \d+ s ago", told["checkpoint"])
     assert told["starts"] == "1"
@@ -93,7 +119,7 @@ def test_a_run_that_never_began_waits_for_its_job(run: Run, slurm: FakeSlurm, ro
     slurm.job("12", like="waiting", StartTime="Unknown")
     told = row()
     assert (told["in the queue"], told["state"]) == ("waiting: Resources", "not begun")
-    assert (told["step"], told["loss"], told["logged"], told["speed"]) == ("0", "-", "-", "-")
+    assert (told["step"], told["loss"], told["logged"], told["samples/s"]) == ("0", "-", "-", "-")
 
 
 def test_a_run_says_it_runs_but_no_job_lives(run: Run, slurm: FakeSlurm, row: Callable[..., dict[str, str]]):
@@ -219,6 +245,95 @@ def test_starts_and_crashes_are_counted(run: Run, slurm: FakeSlurm, row: Callabl
     assert row()["starts"] == "3, 1 crashed"
 
 
+def test_a_crash_or_alarm_that_came_last_is_told(run: Run, slurm: FakeSlurm, row: Callable[..., dict[str, str]]):
+    assert row()["trouble"] == "-"
+    add(run.alarms, alarm(100, 30, "collapse"), alarm(300, 5))
+    assert row()["trouble"] == "data-bound, 5:00 h ago"
+    note_outcome(run.directory, Outcome("12", 0, "12", 1, 400, "requeue", was_crash=True, reason="a crash (status 1)"))
+    assert re.fullmatch(r"crash, \d+ s ago", row()["trouble"])
+
+
+def test_the_last_tuning_is_told_by_the_number_that_the_run_tracks(
+    run: Run, slurm: FakeSlurm, row: Callable[..., dict[str, str]]
+):
+    assert "auc_20" not in row()
+    add(run.tuning, tuning(200, 0.8, 0.7), tuning(400, 0.9125, 0.9))
+    assert row()["auc_20"] == "0.912/0.900 at 400"
+    add(run.tuning, tuning(500, 0.95, by="follow"))
+    assert row()["auc_20"] == "0.950 at 500"
+    run.recipe.write_text("tune: {early_stopping: {tracking: acc_10}}\n")
+    assert row()["acc_10"] == "0.500 at 500"
+    run.recipe.write_text("tune: {early_stopping: {tracking: acc_7}}\n")
+    assert row()["acc_10"] == "0.500 at 500"  # the first there is
+
+
+def test_runs_that_track_other_numbers_say_which(run: Run, slurm: FakeSlurm, row: Callable[..., dict[str, str]]):
+    add(run.tuning, tuning(400, 0.9, 0.8))
+    other = Run(Path("runs/other"))
+    other.directory.mkdir()
+    other.recipe.write_text("tune: {early_stopping: {tracking: acc_10}}\n")
+    other.metrics.write_text(metrics_line(20_000))
+    add(other.tuning, tuning(7_500, 0.9, 0.8))
+    assert row()["tuning"] == "auc_20 0.900/0.800 at 400"
+    assert row("other")["tuning"] == "acc_10 0.500/0.500 at 7,500"
+
+
+def test_columns_that_say_nothing_of_any_run_are_left_out(
+    run: Run, slurm: FakeSlurm, capsys: pytest.CaptureFixture[str]
+):
+    def columns() -> list[str]:
+        assert pathfm(["status"]) == 0
+        return re.split(r"\s{2,}", capsys.readouterr().out.splitlines()[0].strip())
+
+    assert columns() == [
+        "run", "in the queue", "state", "step", "loss", "logged", "samples/s", "ETA", "checkpoint", "starts",
+    ]  # fmt: skip
+    for file in (run.metrics, run.directory / "jobs.jsonl", run.directory / "exit.json"):
+        file.unlink()
+    (run.checkpoints / "step_00000400").rmdir()
+    assert columns() == ["run", "state", "step", "starts"]
+
+
+def test_a_table_is_no_wider_than_a_window(run: Run, slurm: FakeSlurm, capsys: pytest.CaptureFixture[str]):
+    end = datetime.now() + timedelta(hours=3, minutes=10)
+    slurm.job("12", EndTime=end.isoformat(timespec="seconds"))
+    run.metrics.write_text(metrics_line(1_234_560))
+    run.recipe.write_text("optim: {total_steps: 2500000}\n")
+    add(run.tuning, tuning(1_220_000, 0.9, 0.8))
+    add(run.alarms, alarm(1_220_000, 5))
+    (run.checkpoints / "step_01234000").mkdir()
+    assert pathfm(["status"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 140
+    told = re.split(r"\s{2,}", lines[1].strip())
+    assert told[:4] == ["vitb", "running, 3:10 h left", "running", "1.23M / 2.5M (49 %)"]
+    assert told[-5:-2] == ["128", "7 days", "0.900/0.800 at 1.22M"]
+    assert told[-1] == "data-bound, 5:00 h ago"
+
+
+def test_steps_in_few_letters():
+    steps = (0, 9_999, 10_000, 12_345, 999_499, 999_500, 1_250_000, 12_345_678)
+    assert [status._count(number) for number in steps] == [
+        "0", "9,999", "10k", "12.3k", "999k", "1M", "1.25M", "12.3M",
+    ]  # fmt: skip
+
+
+def test_only_lines_of_training_tell_how_far_a_run_is(run: Run):
+    add(run.metrics, {"step": 2000, "epoch": 8.0, "auc_20": 0.9})
+    assert run_progress.progress_of(run).step == 500
+
+
+def test_only_the_end_of_the_tunings_and_alarms_is_read(run: Run, monkeypatch: pytest.MonkeyPatch):
+    add(run.tuning, *(tuning(step, 0.5, 0.4) for step in range(1000)))
+    with run.tuning.open("a") as file:
+        file.write('{"step": 1000, "teach')
+    monkeypatch.setattr(run_progress, "_TAIL_BYTES", 1000)
+    assert len(run_progress.last_lines(run.tuning)) < 10
+    tuned = run_progress.tuned_of(run, "auc_20")
+    assert tuned is not None
+    assert (tuned.step, tuned.teacher, tuned.student, tuned.best) == (999, 0.5, 0.4, None)
+
+
 def test_only_the_end_of_the_metrics_is_read(run: Run, monkeypatch: pytest.MonkeyPatch):
     with run.metrics.open("w") as file:
         file.write("no line of metrics\n" * 1000)
@@ -269,13 +384,30 @@ def test_a_loss_that_is_not_finite_is_told(run: Run, slurm: FakeSlurm, row: Call
     assert row()["loss"] == "not finite"
 
 
-@pytest.mark.parametrize("file", ["exit.json", "recipe.yaml", "metrics.jsonl", "jobs.jsonl", "attempts.jsonl", ".lock"])
 @pytest.mark.parametrize(
-    "content", [b"", b"\xff\xfe\0\x01", b"[1, 2]", b"7", b'{"step": "x", "job": 7', b"null", b"a: [b"]
+    "file",
+    [
+        "exit.json", "recipe.yaml", "metrics.jsonl", "jobs.jsonl", "attempts.jsonl", ".lock", "alarms.jsonl",
+        "results/tuning.jsonl",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"step": 1, "alarm": "x", "total_loss": [], "teacher": {"a": 1}, "early_stopping": 7}',
+        b"",
+        b"\xff\xfe\0\x01",
+        b"[1, 2]",
+        b"7",
+        b'{"step": "x", "job": 7',
+        b"null",
+        b"a: [b",
+    ],
 )
 def test_damaged_files_are_no_obstacle(
     run: Run, slurm: FakeSlurm, row: Callable[..., dict[str, str]], file: str, content: bytes, capsys: Any
 ):
+    (run.directory / "results").mkdir()
     (run.directory / file).write_bytes(content)
     (run.directory / "provenance.json").write_bytes(content)
     assert row()["run"] == "vitb"
@@ -328,6 +460,36 @@ def test_one_run_is_told_in_full(run: Run, slurm: FakeSlurm, capsys: pytest.Capt
     assert attempts[0][:2] == ["12.0", "n[1-2]"]
     assert attempts[0][-6:] == ["requeue", "400", "the", "time", "limit", "came"]
     assert attempts[1][:3] == ["13.1", "n[3-4]", "-"]
+
+
+def test_one_run_is_told_with_its_tuning_alarms_and_the_crash_that_it_outlived(
+    run: Run, slurm: FakeSlurm, capsys: pytest.CaptureFixture[str]
+):
+    slurm.job("12", Restarts="1", EndTime="Unknown")
+    exit_json(run, "running", "12", 1)
+    reason = "a crash (status 1): ValueError: no tile\nof cohort a"
+    note_outcome(run.directory, Outcome("12", 0, "12", 1, 400, "requeue", was_crash=True, reason=reason))
+    stopping = {"metric": "auc_20", "best": 0.915, "best_step": 300, "without_improvement": 3, "patience": 20}
+    add(run.tuning, tuning(400, 0.912, 0.903, early_stopping=stopping))
+    add(run.alarms, *(alarm(step, 24 - step / 100) for step in (100, 200, 300, 400)))
+    assert pathfm(["status", "vitb"]) == 0
+    told = capsys.readouterr().out
+    assert "  tuning      auc_20: teacher 0.9120, student 0.9030, at step 400, 100 steps ago\n" in told
+    assert "              best: 0.9150, at step 300; patience for 17 of 20 tunings left\n" in told
+    assert re.search(
+        r"  last error  \d{4}-\d\d-\d\d \d\d:\d\d, attempt 12.0: a crash .*: no tile\n {14}of cohort a\n", told
+    )
+    alarms = re.findall(r"\d{4}-\d\d-\d\d \d\d:\d\d, step (\d+), data-bound: (.*)\n", told)
+    assert alarms == [("200", ALARM), ("300", ALARM), ("400", ALARM)]
+
+
+def test_a_run_that_never_stops_early_says_how_long_it_has_not_improved(
+    run: Run, slurm: FakeSlurm, capsys: pytest.CaptureFixture[str]
+):
+    found = {"metric": "auc_20", "best": 0.915, "best_step": 300, "without_improvement": 3, "patience": None}
+    add(run.tuning, tuning(400, 0.912, 0.903, early_stopping=found))
+    assert pathfm(["status", "vitb"]) == 0
+    assert "best: 0.9150, at step 300; 3 tunings since without an improvement\n" in capsys.readouterr().out
 
 
 def test_watching_looks_again_until_ctrl_c(run: Run, slurm: FakeSlurm, capsys: Any, monkeypatch: pytest.MonkeyPatch):
