@@ -43,6 +43,7 @@ from pathfm.recipe import Recipe, find_config, read_recipe
 from pathfm.ssl.build import build_method
 from pathfm.track.console import Console
 from pathfm.training.loop import Loop, Surroundings
+from pathfm.training.online import Online
 from pathfm.training.plan import TrainingPlan, plan_training
 from pathfm.training.state import TrainingState
 from pathfm.training.step import build_loss_scale, build_optimizer, compute_dtype
@@ -112,14 +113,12 @@ def pretrain(recipe: Recipe, run: Run, team: Team) -> int:
             export=exporter(run, state.method.teacher, first=ranks.is_first),
             doing=team.watch.at,
             usage=usage_of(recipe, state.method, ranks, device).lap,
-            tune=partial(tuner.run, networks) if tuner else None,
             paint=token_painter(run, data, state.method.teacher, first=ranks.is_first),
             keep_best=keeper_of_best(run, store, state.method.teacher, first=ranks.is_first),
         )
         policy = CorruptPolicy.parse(recipe.data.corrupt_samples)
-        loop = Loop(
-            state, plan, recipe.train, recipe.optim, recipe.checkpoint, policy, ranks, device, around, recipe.tune
-        )
+        online = Online(recipe.tune, plan, partial(tuner.run, networks) if tuner else None)
+        loop = Loop(state, plan, recipe.train, recipe.optim, recipe.checkpoint, policy, ranks, device, around, online)
         try:
             while (verdict := loop.run(data.batches(ranks, state.step, state.passed_over))) == "accident":
                 go_back(loop, run, data.files_of)

@@ -21,8 +21,8 @@ from pathfm.dist.env import Ranks
 from pathfm.errors import UserError
 from pathfm.log import get_logger
 from pathfm.track.report import Report
-from pathfm.training.config import OptimConfig, TrainConfig, TuneConfig
-from pathfm.training.early_stopping import judge
+from pathfm.training.config import OptimConfig, TrainConfig
+from pathfm.training.online import Online
 from pathfm.training.plan import TrainingPlan
 from pathfm.training.state import TrainingState
 from pathfm.training.step import train_step
@@ -31,7 +31,6 @@ from pathfm.training.tuning import ToldToLeave
 _log = get_logger(__name__)
 Verdict = Literal["done", "stopped", "interrupted", "accident"]
 Item = TypeVar("Item")
-Tune = Callable[[Callable[[], bool]], dict[str, Any]]  # asks before every batch whether to go on; see `Tuner.run`
 
 
 class TooManyCorrupt(UserError):
@@ -62,7 +61,6 @@ class Surroundings:
     export: Callable[[int], bool]  # called on all ranks when the teacher's weights are due; False: it failed
     doing: Callable[[int, str], None] = lambda step, what: None  # told what comes next, for whoever watches
     usage: Callable[[float], dict[str, float | None]] = lambda samples_per_second: {}  # of the GPU since last asked
-    tune: Tune | None = None  # called on all ranks when tuning is due
     paint: Callable[[int], None] = lambda step: None  # on all ranks: a picture of what the teacher sees
     keep_best: Callable[[int, dict[str, Any]], None] = lambda step, by: None  # on all ranks, after a better tuning
 
@@ -88,7 +86,7 @@ class Loop:
     ranks: Ranks
     device: torch.device
     around: Surroundings
-    tune: TuneConfig = TuneConfig()
+    online: Online
     _watch: "_Stopwatch" = field(default_factory=lambda: _Stopwatch())
     _skipped: list[Skipped] = field(default_factory=list)
     _painted: int = -1  # the step of the last picture
@@ -229,66 +227,28 @@ class Loop:
         self._hear_of_saves()
 
     def _tuning_is_due(self) -> bool:
-        step, every = self.state.step, self._steps_between_tunings()
-        is_time = bool(step) and bool(every) and (step % every == 0 or step == self.plan.total_steps)
-        return self.around.tune is not None and is_time and step > self.state.tuning.tuned_at
-
-    def _steps_between_tunings(self) -> int:
-        if samples := self.tune.tune_every_samples:
-            return max(1, round(samples / self.plan.global_batch_size))
-        return max(1, round(self.tune.tune_every_pct * self.plan.epoch_length)) if self.tune.tune_every_pct else 0
+        return self.online.is_due(self.state.step, self.state.tuning)
 
     def _tune(self) -> Verdict | None:
         """Score student and teacher. All ranks call this together; a verdict when the run is over, or told to leave."""
-        assert self.around.tune is not None
         started = time.perf_counter()
         try:
-            found = self.around.tune(self._goes_on_tuning)
+            judgement, line = self.online.score(self.state.step, self.state.tuning, self._goes_on_tuning)
         except ToldToLeave:
             return self._leave(self._since_told())
         finally:
             self._watch.paused(time.perf_counter() - started)
-        settings = self.tune.early_stopping
-        judgement = judge(
-            self.state.tuning, self.state.step, found["teacher"], found["student"], settings, self.plan.total_steps
-        )
         self.state.tuning = judgement.state
-        self.around.report.tuning(self._tuning_line(found))
+        self.around.report.tuning(line)
         if judgement.improved:
             self._save_and_wait()
             self.around.keep_best(self.state.step, {"metric": judgement.state.metric, "value": judgement.state.best})
         self._paint()
-        if not judgement.stop:
-            return None
-        _log.info(
-            "early stopping: %d tunings in a row without a teacher better than at step %d (%s %.4f)",
-            judgement.state.without_improvement, judgement.state.best_step, settings.tracking,
-            judgement.state.best or math.nan,
-        )  # fmt: skip
-        return self._finish("stopped")
+        return self._finish("stopped") if judgement.stop else None
 
     def _goes_on_tuning(self) -> bool:
         self.around.doing(self.state.step, "tuning")
         return self.around.leave() is None
-
-    def _tuning_line(self, found: dict[str, Any]) -> dict[str, Any]:
-        step, state = self.state.step, self.state.tuning
-        return {
-            **self._place(step),
-            "by": "run",
-            **found,
-            "early_stopping": {
-                "metric": state.metric,
-                "best": state.best,
-                "best_step": state.best_step,
-                "without_improvement": state.without_improvement,
-                "patience": self.tune.early_stopping.patience if self.tune.early_stopping.enable else None,
-            },
-        }
-
-    def _place(self, step: int) -> dict[str, Any]:
-        samples = step * self.plan.global_batch_size
-        return {"step": step, "samples_seen": samples, "epoch": step / self.plan.epoch_length}
 
     def _hear_of_saves(self) -> None:
         for outcome in self.around.saver.outcomes():
@@ -320,7 +280,7 @@ class Loop:
         step = self.state.step
         values = self.plan.schedules.at(step - 1)
         return {
-            **self._place(step),
+            **self.plan.place(step),
             "lr": values.lr,
             "weight_decay": values.weight_decay,
             "momentum": values.momentum,

@@ -21,6 +21,11 @@ class TrainingPlan:
     peak_lr: float
     schedules: StepSchedules
 
+    def place(self, step: int) -> dict[str, float]:
+        """Where a step lies, as every line of metrics begins."""
+        samples = step * self.global_batch_size
+        return {"step": step, "samples_seen": samples, "epoch": step / self.epoch_length}
+
 
 def global_batch_size(train: TrainConfig, world_size: int) -> int:
     return train.global_batch_size or train.batch_size_per_gpu * world_size

@@ -70,6 +70,9 @@ class Tuner:
                 query, left_out["query"] = self._features(network, self.query, go_on, on_all=True)
                 test, left_out["test"] = self._features(network, self.test, go_on, on_all=False)
             found[name] = self._scores(query, test)
+            del query, test
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # what it took in other sizes than steps do goes back to the device
         return {
             "seconds": time.perf_counter() - started,
             **{name: {key: score.value for key, score in numbers.items()} for name, numbers in found.items()},

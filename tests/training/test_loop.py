@@ -18,8 +18,9 @@ from pathfm.data.config import CorruptPolicy
 from pathfm.dist.agreement import Agreement
 from pathfm.dist.env import Ranks
 from pathfm.ssl.config import DinoConfig, TeacherConfig
-from pathfm.training.config import OptimConfig, TrainConfig
+from pathfm.training.config import OptimConfig, TrainConfig, TuneConfig
 from pathfm.training.loop import Loop, Surroundings, TooManyCorrupt
+from pathfm.training.online import Online
 from pathfm.training.plan import plan_training
 from pathfm.training.state import TrainingState
 from pathfm.training.step import build_loss_scale, build_optimizer
@@ -71,7 +72,8 @@ class Segment:
             export=lambda step: True,
         )
         corrupt = CorruptPolicy.parse(policy)
-        self.loop = Loop(self.state, plan, train, optim, settings, corrupt, self.ranks, CPU, around)
+        online = Online(TuneConfig(), plan, None)
+        self.loop = Loop(self.state, plan, train, optim, settings, corrupt, self.ranks, CPU, around, online)
 
     def step(self, completed: int) -> None:
         pass
