@@ -100,7 +100,7 @@ def pretrain(recipe: Recipe, run: Run, team: Team) -> int:
     if ranks.is_first:
         begin_segment(run, recipe, plan, data, state.step, ranks)
     with Console(plan.total_steps, state.step, speak=ranks.is_first) as console:
-        report = open_report(recipe, run, console, state.step, first=ranks.is_first)
+        report = open_report(recipe, run, console, state, plan, first=ranks.is_first)
         quarantine = Quarantine(run, state.step, first=ranks.is_first)
         around = Surroundings(
             saver=Saver(store, ranks, team.checkpoint_group),

@@ -1,9 +1,11 @@
 """What a run writes for people: metrics, pictures, quarantine, accidents, exports, and where they are."""
 
+import math
 import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +21,38 @@ from pathfm.log import get_logger
 from pathfm.parallel.tensors import whole_tensors_from_all
 from pathfm.recipe import Recipe
 from pathfm.tables import text_table
+from pathfm.track.alarms import RunFacts, alarms
 from pathfm.track.console import Console
 from pathfm.track.json_lines import JsonLines
 from pathfm.track.pictures import draw_losses
 from pathfm.track.report import Report
 from pathfm.track.weights_and_biases import WeightsAndBiases, start_wandb
 from pathfm.training.loop import Accident, Loop, TooManyCorrupt, Verdict
+from pathfm.training.plan import TrainingPlan
+from pathfm.training.state import TrainingState
 
 _log = get_logger(__name__)
 
 
-def open_report(recipe: Recipe, run: Run, console: Console, step: int, *, first: bool) -> Report:
-    """Metrics of the run from `step` on; what a killed segment logged after it is dropped and logged again."""
+def open_report(
+    recipe: Recipe, run: Run, console: Console, state: TrainingState, plan: TrainingPlan, *, first: bool
+) -> Report:
+    """What the run tells from here on; what a killed segment logged after this step is dropped and logged again."""
     if not first:
         return Report(None, console, None)
-    lines, tunings = JsonLines(run.metrics), JsonLines(run.tuning)
-    for logged in (lines, tunings):
-        logged.forget_after(step)
-    return Report(lines, console, mirror_of(recipe, run), tunings, JsonLines(run.alarms))
+    lines = JsonLines(run.metrics)
+    tunings = JsonLines(run.tuning) if recipe.tune.online else None  # else another job writes them
+    for logged in filter(None, (lines, tunings)):
+        logged.forget_after(state.step)
+    facts = RunFacts(
+        log_k=math.log(recipe.dino.head_n_prototypes),
+        width=state.method.student.backbone.width,
+        global_batch=plan.global_batch_size,
+        warmup_steps=round(recipe.optim.warmup_pct * plan.total_steps),
+        quarantine=str(run.quarantine),
+    )
+    wandb, kept = mirror_of(recipe, run), JsonLines(run.alarms)
+    return Report(lines, console, wandb, tunings, kept, judge=partial(alarms, facts=facts))
 
 
 def mirror_of(recipe: Recipe, run: Run) -> WeightsAndBiases:

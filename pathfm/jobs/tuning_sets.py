@@ -22,8 +22,8 @@ def open_tuning_sets(tune: TuneConfig) -> tuple[KNN, KNN]:
         )
     if len(in_test := np.unique(test.labels)) < 2:
         raise UserError(
-            f"tune.test_dataset_path has samples of {test.class_names[in_test[0]]} alone; two classes are needed to tell "
-            "whether features keep them apart"
+            f"tune.test_dataset_path has samples of {test.class_names[in_test[0]]} alone; two classes are needed to "
+            "tell whether features keep them apart"
         )
     if not tune.knn.ks(len(query)):
         raise UserError(

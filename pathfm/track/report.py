@@ -1,15 +1,18 @@
 """Where what a run tells goes: JSON lines first, then whoever looks on (console, W&B)."""
 
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pathfm.log import get_logger
+from pathfm.track.alarms import MOST_LINES, Alarm
 from pathfm.track.console import Console
 from pathfm.track.json_lines import JsonLines
 from pathfm.track.weights_and_biases import WeightsAndBiases
 
 _log = get_logger(__name__)
+Judge = Callable[[Sequence[Mapping[str, Any]]], Iterable[Alarm]]  # the last lines of metrics, the newest last
 _BETWEEN_ALARMS = timedelta(hours=1)  # of one kind
 
 
@@ -23,12 +26,15 @@ class Report:
         wandb: WeightsAndBiases | None,
         tunings: JsonLines | None = None,
         alarms: JsonLines | None = None,
+        judge: Judge = lambda lines: (),
     ) -> None:
         self._lines = lines
         self._console = console
         self._wandb = wandb or WeightsAndBiases()
         self._tunings = tunings
         self._alarms = alarms
+        self._judge = judge
+        self._last = self._last_lines()
 
     def step(self, completed: int) -> None:
         self._console.step(completed)
@@ -39,6 +45,9 @@ class Report:
         self._lines.append(line)
         self._console.summary(line)
         self._wandb.nudge()
+        self._last.append(line)
+        for alarm in self._judge([*self._last]):
+            self.alarm(int(line["step"]), alarm.kind, alarm.text)
 
     def tuning(self, line: Mapping[str, Any]) -> None:
         """What a tuning found."""
@@ -59,6 +68,7 @@ class Report:
         for lines in (self._lines, self._tunings):
             if lines is not None:
                 lines.forget_after(step)
+        self._last = self._last_lines()
 
     def flush(self) -> None:
         """Before a checkpoint: what it remembers must not be ahead of what was logged."""
@@ -68,6 +78,9 @@ class Report:
 
     def finish(self) -> None:
         self._wandb.finish()
+
+    def _last_lines(self) -> deque[Mapping[str, Any]]:
+        return deque(self._lines.read()[-MOST_LINES:] if self._lines else (), MOST_LINES)
 
     def _is_due(self, alarm: str) -> bool:
         assert self._alarms is not None

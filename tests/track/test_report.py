@@ -1,13 +1,15 @@
 import json
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from pathfm.track import report as reports
+from pathfm.track.alarms import Alarm
 from pathfm.track.console import Console
 from pathfm.track.json_lines import JsonLines
-from pathfm.track.report import Report
+from pathfm.track.report import Judge, Report
 
 
 @pytest.fixture
@@ -53,3 +55,18 @@ def test_other_ranks_say_nothing(tmp_path: Path):
     report.flush()
     report.finish()
     assert not list(tmp_path.iterdir())
+
+
+def test_the_last_lines_are_judged_also_those_of_an_earlier_start(tmp_path: Path):
+    def told(judge: Judge) -> Report:
+        return Report(
+            JsonLines(tmp_path / "m.jsonl"), Console(99, 0, False), None, None, JsonLines(tmp_path / "a.jsonl"), judge
+        )
+
+    def after_three(lines: Sequence[Mapping[str, object]]) -> list[Alarm]:
+        return [Alarm("collapse", f"{len(lines)} lines")] if len(lines) >= 3 else []
+
+    for step in (1, 2, 3):
+        told(after_three).interval({"step": step, "total_loss": 1.0, "lr": 0.1, "timing": {"samples_per_second": 1.0}})
+    (line,) = JsonLines(tmp_path / "a.jsonl").read()
+    assert (line["step"], line["alarm"], line["text"]) == (3, "collapse", "3 lines")
