@@ -175,7 +175,9 @@ def test_a_checkpoint_that_could_not_be_written_is_tried_again_and_enough_failur
     assert segment.store.newest_step() == STEPS
     assert "failure 3 in a row" in caplog.text
     (alarm,) = segment.alarms
-    assert alarm.startswith("they cannot be written: 2 failures in a row, the last one: [Errno 28] No space left on device")
+    assert alarm.startswith(
+        "they cannot be written: 2 failures in a row, the last one: [Errno 28] No space left on device"
+    )
     assert not segment.loop.last_save_failed
     assert [path for path in (tmp_path / "run").iterdir() if path.name.endswith(".partial")] == []
 
