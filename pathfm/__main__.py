@@ -26,6 +26,7 @@ VERBS = {
     "plot": "draw runs: losses, tuning, health, throughput",
     "logs": "print or follow what a run's ranks say",
     "cancel": "end the Slurm jobs of a run; its checkpoints stay",
+    "wandb-sync": "send to W&B what it does not have of runs that trained offline or lost the connection",
     "demo-tiles": "real H&E tiles to try everything on",
 }
 _MODULES = {"train": "pathfm.jobs.pretrain"}

@@ -71,8 +71,10 @@ class Mirror:
     def _open(self, back_to: int | None = None) -> None:
         sent = Sent(self._directory / "wandb" / "sent.jsonl")
         wandb = open_run(self._config, self._directory, self._mode, back_to)
-        if self._mode == "online":
-            sent.only_what_the_server_has(wandb.last_row if back_to is None else back_to)
+        if back_to is not None:
+            sent.forget_rows_after(back_to)
+        elif self._mode == "online":
+            sent.only_what_the_server_has(wandb.last_row)
         elif folder := sent.unfinished_folder():
             rows = rows_in(self._directory / "wandb" / folder)
             if rows is not None:

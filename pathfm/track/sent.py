@@ -45,6 +45,10 @@ class Sent:
         """The run went back, and W&B keeps what it has of the steps after that."""
         self.add(self.last_row, {"metrics": self.metrics_to, "left_out": left_out})
 
+    def forget_rows_after(self, row: int) -> None:
+        """The server went back to `row`."""
+        self._keep(lambda entry: not _is_of_rows(entry) or entry["row"] <= row)
+
     def only_what_the_server_has(self, row: int) -> None:
         """`row`: the last one of the server, -1 for none. What only offline files have counts as not sent."""
         last_known = self.last_row

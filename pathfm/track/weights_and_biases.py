@@ -115,6 +115,7 @@ def _start_mirror(run_directory: Path, environment: Mapping[str, str]) -> "subpr
     """
     package = Path(__file__).resolve().parents[2]
     kept = {name: value for name, value in environment.items() if name not in _NOT_ITS_OWN}
+    kept.setdefault("WANDB_ERROR_REPORTING", "false")  # its own telemetry, which has nothing to do with the run
     search = os.pathsep.join(filter(None, (str(package), environment.get("PYTHONPATH"))))
     with _log_file(run_directory) as log:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _SHIELDED)
