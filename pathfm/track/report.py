@@ -53,6 +53,7 @@ class Report:
         """What a tuning found."""
         if self._tunings is not None:
             self._tunings.append(line)
+            self._console.tuning(line)
             self._wandb.nudge()
 
     def alarm(self, step: int, alarm: str, text: str) -> None:

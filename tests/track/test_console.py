@@ -26,3 +26,20 @@ def test_other_ranks_are_silent(capsys):
         console.step(4)
         console.summary(LINE)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("standing", "said"),
+    [
+        ({"best": None}, "; the teacher has not beaten its student yet"),
+        ({"best": 0.9, "best_step": 40}, ", the best so far"),
+        ({"best": 0.95, "best_step": 20}, "; the best is 0.9500, of step 20"),
+        ({"best": 0.95, "best_step": 20, "patience": 5}, "; the best is 0.9500, of step 20, 2 of 5 tunings ago"),
+    ],
+)
+def test_every_tuning_is_said_with_what_it_means(capsys, standing, said):
+    early_stopping = {"metric": "auc_20", "best_step": 0, "without_improvement": 2, "patience": None, **standing}
+    line = {"step": 40, "teacher": {"auc_20": 0.9}, "student": {"auc_20": 0.85}, "early_stopping": early_stopping}
+    Console(total_steps=100, first_step=0, speak=True).tuning(line)
+    Console(total_steps=100, first_step=0, speak=False).tuning(line)
+    assert capsys.readouterr().err == f"step 40: auc_20 0.9000 (teacher) 0.8500 (student){said}\n"
