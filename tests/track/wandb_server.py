@@ -52,12 +52,7 @@ class WandbServer(ThreadingHTTPServer):
 
     @property
     def environment(self) -> dict[str, str]:
-        return {
-            "WANDB_BASE_URL": f"http://127.0.0.1:{self.server_port}",
-            "WANDB_API_KEY": KEY,
-            "WANDB_MODE": "online",
-            "WANDB__FILE_STREAM_TRANSMIT_INTERVAL": "0.1",  # in place of 15 s
-        }
+        return {"WANDB_BASE_URL": f"http://127.0.0.1:{self.server_port}", "WANDB_API_KEY": KEY, "WANDB_MODE": "online"}
 
     @property
     def run(self) -> OnServer:
