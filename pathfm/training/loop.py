@@ -288,6 +288,7 @@ class Loop:
             **{name: _mean_of_finite(column) for name, column in series.items() if name not in ("finite", "accident")},
             "steps_skipped": sum(1 for finite in series["finite"] if finite < 1),
             "samples_skipped": self.state.samples_skipped,
+            "health/skipped_share": self.state.samples_skipped / (step * self.plan.global_batch_size),
             "batches_passed_over": sum(behind - first for first, behind in self.state.passed_over),
             "timing": self._timing(),
         }

@@ -67,6 +67,15 @@ def test_tuning_has_no_effect_on_training(recipe, data, tuned, tmp_path):
     assert all(plain[name].equal(beside[name]) for name in plain)
 
 
+def test_nor_has_it_where_two_ranks_hold_half_of_the_weights_each(recipe, data, tuning, tmp_path):
+    sharded = ("parallel.strategy=fsdp", "train.batch_size_per_gpu=4", "optim.total_steps=8")
+    for name, settings in {"untuned": [], "tuned": tuning}.items():
+        ranks = RankProcesses(recipe, data, tmp_path / name, 2, *sharded, *settings)
+        assert ranks.wait() == [0, 0], ranks.said()
+    assert_same_run(tmp_path / "untuned", tmp_path / "tuned", 8)
+    assert [line["step"] for line in tunings(tmp_path / "tuned")] == [4, 8]
+
+
 def test_every_tuning_is_written_with_both_networks_and_the_best_is_kept(tuned):
     lines = tunings(tuned)
     assert [line["step"] for line in lines] == [4, 8, 12, 16]

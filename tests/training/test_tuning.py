@@ -113,6 +113,15 @@ def test_any_number_of_ranks_finds_the_same_with_whole_and_with_sharded_weights(
             assert found["test"] == alone["test"]
 
 
+def test_classes_that_one_split_lacks_are_never_predicted_or_not_scored(tmp_path):
+    root = make_labelled(tmp_path, query=(13, 14, 0), test=(9, 0, 6), side=SIDE)
+    found = tune(root, knn={"nb_knn": (5,)})["teacher"]
+    test = KNN(root, "test")
+    assert found["acc_5"] <= np.mean(test.labels == 0)  # a sample of the class that is not in query cannot be right
+    assert found["balanced_acc_5"] == pytest.approx(found["acc_5"] * len(test) / 9 / 2)  # the mean of two classes
+    assert 0 <= found["auc_5"] <= 1
+
+
 def test_few_labelled_samples_are_drawn_several_times_and_averaged(root: Path):
     found = tune(root, knn={"nb_knn": (1, 5, 20), "n_per_class_list": (-1, 3), "n_tries": 4})["teacher"]
     assert {"acc_1_3_per_class", "auc_5_3_per_class"} <= found.keys()
