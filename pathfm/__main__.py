@@ -27,6 +27,7 @@ VERBS = {
     "logs": "print or follow what a run's ranks say",
     "cancel": "end the Slurm jobs of a run; its checkpoints stay",
     "wandb-sync": "send to W&B what it does not have of runs that trained offline or lost the connection",
+    "wandb-dashboard": "make a W&B page of a run's curves, in the order in which one looks at them",
     "demo-tiles": "real H&E tiles to try everything on",
 }
 _MODULES = {"train": "pathfm.jobs.pretrain"}
