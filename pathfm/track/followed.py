@@ -14,7 +14,7 @@ Line = dict[str, Any]
 
 
 class FollowedLines:
-    """JSON lines that another process appends to, and at times replaces by a file without the last of them."""
+    """JSON lines of steps that another process appends to, and at times replaces by a file without the last of them."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -41,7 +41,7 @@ class FollowedLines:
                     parsed = json.loads(line)
                 except ValueError:  # what a killed process left
                     continue
-                if isinstance(parsed, dict):
+                if isinstance(parsed, dict) and isinstance(parsed.get("step"), int):
                     yield parsed
 
 

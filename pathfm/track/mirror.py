@@ -42,6 +42,8 @@ class Mirror:
         self._config = config
         self._recipe = recipe
         self._wandb: WandbRun | None = None
+        self._folder = directory / "wandb"
+        self._place = _place_of(self._folder)
 
     @property
     def url(self) -> str | None:
@@ -64,19 +66,23 @@ class Mirror:
             self._wandb.finish(0 if self._ended_well() else 1)
             self._sent.end()
 
+    def is_of_another_run(self) -> bool:
+        """The directory was emptied since, for a run that begins anew: what is in it now is not to be shown here."""
+        return self._place is not None and self._place != _place_of(self._folder)
+
     def abandon(self) -> None:
         self._wandb = None
         abandon_client()
 
     def _open(self, back_to: int | None = None) -> None:
-        sent = Sent(self._directory / "wandb" / "sent.jsonl")
+        sent = Sent(self._folder / "sent.jsonl")
         wandb = open_run(self._config, self._directory, self._mode, back_to)
         if back_to is not None:
             sent.forget_rows_after(back_to)
         elif self._mode == "online":
             sent.only_what_the_server_has(wandb.last_row)
         elif folder := sent.unfinished_folder():
-            rows = rows_in(self._directory / "wandb" / folder)
+            rows = rows_in(self._folder / folder)
             if rows is not None:
                 sent.only_what_was_written(rows)
         sent.begin(self._mode, wandb.folder)
@@ -146,7 +152,7 @@ class Mirror:
     def _send_alarms(self) -> None:
         assert self._wandb is not None
         for line in self._alarms.look():
-            key = f"{line.get('time')} {line['alarm']}"
+            key = f"{line.get('time')} {line.get('alarm')}"
             if not self._sent.has("alarm", key):
                 self._sent.add(self._sent.last_row, {"alarm": [key]})
                 self._wandb.alert(line)
@@ -247,6 +253,9 @@ def _follow(mirror: Mirror, trainer: _Trainer) -> int:
         is_over = trainer.is_over()
         is_failing = time.monotonic() < begin_at
         try:
+            if mirror.is_of_another_run():
+                end_children()
+                return EXIT_INCOMPLETE
             if not is_failing:
                 mirror.look()
             if is_over:
@@ -277,6 +286,14 @@ def _read(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
+        return None
+
+
+def _place_of(folder: Path) -> int | None:
+    """A number that another folder of the same name does not have; None for none."""
+    try:
+        return folder.stat().st_ino
+    except OSError:
         return None
 
 

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from pathfm.files import write_text
+from pathfm.log import get_logger
 from pathfm.track.config import WandbConfig
 from pathfm.track.followed import Export, Line
 from pathfm.track.processes import end_children
 from pathfm.track.rows import X_AXIS, Row
 from pathfm.track.sent import Mode
 
+_log = get_logger(__name__)
 _SECONDS_TO_START = 60
 _SECONDS_BETWEEN_ALERTS = 60  # of one title
 _MILD = ("data-bound", "quarantine")  # alarms that do not threaten the run
@@ -40,15 +42,14 @@ class WandbRun:
         return url
 
     def log(self, number: int, row: Row) -> None:
-        import wandb
-
-        pictures = {f"previews/{one.name}": wandb.Image(str(one.path), caption=one.path.name) for one in row.pictures}
+        pictures = {f"previews/{one.name}": image for one in row.pictures if (image := _image(one.path)) is not None}
         self._run.log(row.values | pictures, step=number, commit=True)
 
     def alert(self, alarm: Line) -> None:
-        level = "WARN" if alarm["alarm"] in _MILD else "ERROR"
-        title = f"{self._run.name}: {alarm['alarm']}"
-        text = f"step {alarm['step']:,}: {alarm['text']}"
+        kind = alarm.get("alarm", "alarm")
+        level = "WARN" if kind in _MILD else "ERROR"
+        title = f"{self._run.name}: {kind}"
+        text = f"step {alarm['step']:,}: {alarm.get('text', '')}"
         self._run.alert(title=title, text=text, level=level, wait_duration=_SECONDS_BETWEEN_ALERTS)
 
     def refer_to(self, export: Export) -> None:
@@ -100,6 +101,17 @@ def open_run(config: WandbConfig, directory: Path, mode: Mode, back_to: int | No
     run.define_metric(X_AXIS)
     run.define_metric("*", step_metric=X_AXIS)
     return WandbRun(run)
+
+
+def _image(picture: Path) -> Any:
+    """None for a file that is none, or is gone."""
+    import wandb
+
+    try:
+        return wandb.Image(str(picture), caption=picture.name)
+    except (OSError, ValueError) as error:
+        _log.warning("%s cannot be shown: %s", picture, error)
+        return None
 
 
 def _wait_for_a_new_name(folder: Path, number: str) -> None:

@@ -8,8 +8,11 @@ from typing import Any
 
 from PIL import Image
 
+from pathfm.track.config import WandbConfig
 from pathfm.track.json_lines import JsonLines
+from pathfm.track.mirror import Mirror
 from pathfm.track.offline_files import records_of
+from pathfm.track.sent import Mode
 
 BATCH = 4
 RECIPE = {"train": {"global_batch_size": BATCH}, "optim": {"base_lr": 1e-3}}
@@ -47,6 +50,16 @@ class RunToShow:
         for name in names:
             for ending in ("pth", "safetensors"):
                 (self.directory / "exports" / f"teacher_{name}.{ending}").write_text("weights")
+
+
+def show(run: RunToShow, mode: Mode = "offline", **settings: Any) -> None:
+    """As a mirror does at the end of a segment, but in this process, which saves its start."""
+    import wandb
+
+    mirror = Mirror(run.directory, mode, WandbConfig(**settings), RECIPE)
+    mirror.look()
+    mirror.finish()
+    wandb.teardown()  # so that files are complete, and the next one reads the environment
 
 
 def metrics_line(step: int, left_out: int = 0) -> dict[str, Any]:

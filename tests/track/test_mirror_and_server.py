@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from pathfm.track.config import WandbConfig
 from pathfm.track.processes import children_of
 from pathfm.track.weights_and_biases import WeightsAndBiases, start_wandb
 from tests.jobs.journeys import wait_until
-from tests.track.runs_to_show import OFFLINE, RECIPE, RunToShow, numbers_of, offline_rows
+from tests.track.runs_to_show import RECIPE, RunToShow, numbers_of, offline_rows, show
 from tests.track.wandb_server import KEY, WandbServer
 
 # A trainer that logs fifty lines and ends, with nothing of W&B but what any trainer has of it.
@@ -39,75 +40,80 @@ def start(run: RunToShow, server: WandbServer, **settings) -> WeightsAndBiases:
     return start_wandb(WandbConfig(**settings), run.directory, RECIPE, {**os.environ, **server.environment})
 
 
-def test_the_server_has_every_row_once_over_starts_and_a_killed_mirror(tmp_path: Path):
-    run = RunToShow(tmp_path / "run")
+@pytest.fixture
+def server(monkeypatch) -> Iterator[WandbServer]:
+    """One that behaves, and that this process' client knows."""
     with WandbServer() as server:
-        run.steps(1, 11)
-        start(run, server).finish()
-        wandb = start(run, server)
-        wait_until(lambda: sent(run).count("begun") == 2)
-        server.manner = "hangs"
-        run.steps(11, 21)
-        wait_until(lambda: '"metrics": 20' in sent(run))
-        os.kill(wandb._mirror.pid, signal.SIGKILL)  # what it was given did not arrive
-        wandb.finish()
-        server.manner = "behaves"
-        start_wandb(WandbConfig(), run.directory, RECIPE, OFFLINE).finish()  # as if a node had no internet
-        run.steps(21, 31)
-        start(run, server).finish()
-        start(run, server).finish()
-        assert server.run.steps() == list(range(1, 31))
-        assert [row["samples_seen"] for row in server.run.rows()] == list(range(4, 124, 4))
-        assert set(server.runs) == {(run.directory / "wandb_id").read_text()}
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        yield server
 
 
-def test_where_a_run_went_back_the_server_goes_back_too_and_says_nothing_twice(tmp_path: Path):
-    run = RunToShow(tmp_path / "run")
-    with WandbServer() as server:
-        run.steps(1, 11)
-        run.alarm(8, "diverging")
-        start(run, server).finish()
-        run.metrics.forget_after(4)
-        run.steps(5, 13, left_out=6)
-        start(run, server).finish()
-        assert server.run.steps() == list(range(1, 13))
-        assert [row["batches_passed_over"] for row in server.run.rows()] == [0] * 4 + [6] * 8
-        assert len(server.alerts) == 1
-
-
-def test_a_server_that_cannot_go_back_keeps_its_rows_and_the_log_says_so(tmp_path: Path):
-    run = RunToShow(tmp_path / "run")
-    with WandbServer(rewinds=False) as server:
-        run.steps(1, 11)
-        start(run, server).finish()
-        run.metrics.forget_after(4)
-        run.steps(5, 13, left_out=6)
-        for _ in range(2):
-            start(run, server).finish()
-        assert [row["batches_passed_over"] for row in server.run.rows()] == [0] * 10 + [6] * 2
-        assert server.asked.count("RewindRun") == 1
-    assert "W&B keeps what it has" in (run.directory / "wandb" / "mirror.log").read_text()
-
-
-def test_a_server_that_knows_more_than_the_run_does_is_believed(tmp_path: Path):
+def test_the_server_has_every_row_once_over_starts_and_a_killed_mirror(tmp_path: Path, server: WandbServer):
     run = RunToShow(tmp_path / "run")
     run.steps(1, 11)
-    with WandbServer() as server:
-        start(run, server).finish()
-        (run.directory / "wandb" / "sent.jsonl").unlink()  # or all of wandb/, to save room
-        run.steps(11, 13)
-        start(run, server).finish()
-        assert server.run.steps() == list(range(1, 13))
+    show(run, "online")
+    wandb = start(run, server)
+    wait_until(lambda: sent(run).count("begun") == 2)
+    server.manner = "hangs"
+    run.steps(11, 21)
+    wait_until(lambda: '"metrics": 20' in sent(run))
+    os.kill(wandb._mirror.pid, signal.SIGKILL)  # what it was given did not arrive
+    wandb.finish()
+    server.manner = "behaves"
+    show(run)  # as if a node had no internet
+    run.steps(21, 31)
+    show(run, "online")
+    show(run, "online")
+    assert server.run.steps() == list(range(1, 31))
+    assert [row["samples_seen"] for row in server.run.rows()] == list(range(4, 124, 4))
+    assert set(server.runs) == {(run.directory / "wandb_id").read_text()}
 
 
-@pytest.mark.parametrize(("verdict", "code"), [("done", 0), ("interrupted", 0), ("failed", 1)])
-def test_the_server_hears_whether_the_segment_failed(tmp_path: Path, verdict: str, code: int):
+def test_where_a_run_went_back_the_server_goes_back_too_and_says_nothing_twice(tmp_path: Path, server: WandbServer):
+    run = RunToShow(tmp_path / "run")
+    run.steps(1, 11)
+    run.alarm(8, "diverging")
+    show(run, "online")
+    run.metrics.forget_after(4)
+    run.steps(5, 13, left_out=6)
+    show(run, "online")
+    assert server.run.steps() == list(range(1, 13))
+    assert [row["batches_passed_over"] for row in server.run.rows()] == [0] * 4 + [6] * 8
+    assert len(server.alerts) == 1
+
+
+def test_a_server_that_cannot_go_back_keeps_its_rows_and_the_log_says_so(tmp_path: Path, server: WandbServer, caplog):
+    run = RunToShow(tmp_path / "run")
+    server.rewinds = False
+    run.steps(1, 11)
+    show(run, "online")
+    run.metrics.forget_after(4)
+    run.steps(5, 13, left_out=6)
+    for _ in range(2):
+        show(run, "online")
+    assert [row["batches_passed_over"] for row in server.run.rows()] == [0] * 10 + [6] * 2
+    assert server.asked.count("RewindRun") == 1
+    assert caplog.text.count("W&B keeps what it has") == 1
+
+
+def test_a_server_that_knows_more_than_the_run_does_is_believed(tmp_path: Path, server: WandbServer):
+    run = RunToShow(tmp_path / "run")
+    run.steps(1, 11)
+    show(run, "online")
+    (run.directory / "wandb" / "sent.jsonl").unlink()  # or all of wandb/, to save room
+    run.steps(11, 13)
+    show(run, "online")
+    assert server.run.steps() == list(range(1, 13))
+
+
+@pytest.mark.parametrize(("verdict", "code"), [("interrupted", 0), ("failed", 1)])
+def test_the_server_hears_whether_the_segment_failed(tmp_path: Path, server: WandbServer, verdict: str, code: int):
     run = RunToShow(tmp_path / "run")
     run.steps(1, 2)
     (run.directory / "exit.json").write_text(f'{{"verdict": "{verdict}"}}')
-    with WandbServer() as server:
-        start(run, server).finish()
-        assert server.run.exit_code == code
+    show(run, "online")
+    assert server.run.exit_code == code
 
 
 @pytest.mark.parametrize("manner", ["refuses", "forbids", "hangs", "drops"])
@@ -125,7 +131,7 @@ def test_whatever_the_server_does_training_ends_in_time_with_all_its_metrics(tmp
     assert [line["step"] for line in RunToShow(run).metrics.read()] == list(range(1, 51))
     assert not mirrors_of(run)
     assert KEY.encode() not in (run / "wandb" / "mirror.log").read_bytes()
-    start_wandb(WandbConfig(), run, RECIPE, OFFLINE).finish()
+    show(RunToShow(run))
     assert numbers_of(offline_rows(run)) == list(range(1, 51))  # nothing is lost to those who come later
 
 
