@@ -37,6 +37,8 @@ _NOT_IDENTITY = (
     "train.log_every_steps",
     "train.output_dir",
     "student.attention",
+    "student.pretrained_weights",
+    "student.pretrained_allow",
     "student.block_chunks",
     "data.prefetch_batches",
     "augment.device",
@@ -197,9 +199,6 @@ _RULES: dict[str, _Rule] = {
     "compute_precision": _no_effect("precision is train.precision: bf16 or fp32"),
     "MODEL": _no_effect("MODEL.WEIGHTS is not read when training starts from nothing", lambda v: _is_empty(v) or
                         (isinstance(v, dict) and all(map(_is_empty, v.values())))),
-    "student.pretrained_weights": _no_effect(
-        "student.pretrained_weights: this version starts from random weights only; set it to ''", _is_empty
-    ),
     "wandb.dir": _no_effect("W&B files lie in the run directory"),
     "tune.tune_every": _same_meaning("tune.tune_every_pct"),
     "tune.early_stopping.min_epoch": _epochs_to_fraction("tune.early_stopping.min_pct"),

@@ -42,6 +42,7 @@ class StepSchedules:
     momentum: CosineSchedule
     teacher_temp: CosineSchedule
     last_layer_frozen_steps: int = 0
+    backbone_frozen_steps: int = 0
 
     def at(self, step: int) -> "StepValues":
         lr = self.lr(step)
@@ -51,6 +52,7 @@ class StepSchedules:
             weight_decay=self.weight_decay(step),
             momentum=self.momentum(step),
             teacher_temp=self.teacher_temp(step),
+            backbone_is_frozen=step < self.backbone_frozen_steps,
         )
 
 
@@ -63,3 +65,4 @@ class StepValues:
     weight_decay: float
     momentum: float  # of the teacher's moving average
     teacher_temp: float
+    backbone_is_frozen: bool = False  # while new heads learn what to ask of a backbone that was trained before

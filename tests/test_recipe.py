@@ -60,18 +60,14 @@ def test_old_keys_are_translated_with_a_note(tmp_path: Path):
     assert recipe.tune.knn.nb_knn == (20,)
     assert (recipe.tune.early_stopping.min_pct, recipe.tune.early_stopping.patience) == (0.2, 7)
     assert not recipe.tune.is_on
-    assert len(read.notes) == 13
+    assert recipe.student.pretrained_weights is None
+    assert len(read.notes) == 12
     assert any("optim.warmup_epochs is read as optim.warmup_pct=0.16" in note for note in read.notes)
 
 
 def test_epochs_on_the_command_line_count_when_old_keys_are_translated(tmp_path: Path):
     read = recipe_of(tmp_path, "optim: {epochs: 500, warmup_epochs: 10}\n", "optim.epochs=100")
     assert read.recipe.optim.warmup_pct == pytest.approx(0.1)
-
-
-def test_old_keys_whose_work_is_not_done_here_are_refused(tmp_path: Path):
-    with pytest.raises(UserError, match="starts from random weights only"):
-        recipe_of(tmp_path, "student: {pretrained_weights: a.pth}\n")
 
 
 @pytest.mark.parametrize(

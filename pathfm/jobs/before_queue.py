@@ -25,6 +25,7 @@ def problems_of_run(recipe: Recipe, run_dir: Path, ranks: int, container: Contai
     """One line for each thing that would stop the run on `ranks` processes."""
     if place := unwritable(run_dir):
         yield f"{place} cannot be written, so the run cannot lie below it; choose another --runs-dir"
+    yield from _warm_start_problems(recipe, run_dir, container or Container())
     if not recipe.train.dataset_path:
         yield "no data set is given; add train.dataset_path=Pathology:root=FOLDER"
         return
@@ -37,6 +38,15 @@ def problems_of_run(recipe: Recipe, run_dir: Path, ranks: int, container: Contai
     except UserError as error:
         yield str(error)
     yield from tuning_problems(recipe, container)
+
+
+def _warm_start_problems(recipe: Recipe, run_dir: Path, container: Container) -> Iterator[str]:
+    """A run that has checkpoints needs the file no more."""
+    if not (named := recipe.student.pretrained_weights) or any((run_dir / "checkpoints").glob("step_*")):
+        return
+    path = Path(expanduser(named))
+    if not (host_path(container, path) or path).exists():
+        yield f"student.pretrained_weights={named}: there is no such file"
 
 
 def tuning_problems(recipe: Recipe, container: Container | None = None) -> Iterator[str]:
@@ -70,9 +80,11 @@ def stop_at(problems: Sequence[str]) -> None:
 
 
 def data_folders(recipe: Recipe) -> list[Path]:
-    """The folders that the recipe's data sets name, as the trainer will see them."""
+    """The folders that the recipe's data sets and weights lie in, as the trainer will see them."""
     of_training = folders_of(recipe.train.dataset_path) if recipe.train.dataset_path else []
-    return list(dict.fromkeys([*of_training, *tuning_folders(recipe)]))
+    named = recipe.student.pretrained_weights
+    of_weights = [Path(expanduser(named)).absolute().parent] if named else []
+    return list(dict.fromkeys([*of_training, *tuning_folders(recipe), *of_weights]))
 
 
 def tuning_folders(recipe: Recipe) -> list[Path]:

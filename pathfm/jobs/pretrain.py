@@ -33,6 +33,7 @@ from pathfm.jobs.token_pictures import token_painter
 from pathfm.jobs.training_data import TrainingData, usage_of
 from pathfm.jobs.training_set import open_training_set, order_of
 from pathfm.jobs.tuning import tuner_of
+from pathfm.jobs.warm_start import freeze_blocks, start_from_weights
 from pathfm.lifecycle.run import Run
 from pathfm.lifecycle.signals import noted, seconds_since_noted
 from pathfm.log import get_logger, start_logging
@@ -92,10 +93,10 @@ def pretrain(recipe: Recipe, run: Run, team: Team) -> int:
         return 0
     team.watch.keep_stacks_in(run.stacks)
     data = TrainingData(recipe, plan, dataset, device)
-    state = _fresh_state(recipe, plan, ranks, device)
+    store = Store(run.checkpoints, recipe.checkpoint)
+    state = _fresh_state(recipe, plan, ranks, device, run, begun=bool(store.paths()))
     tuner = tuner_of(recipe, ranks, device)
     networks = {"teacher": state.method.teacher, "student": state.method.student}
-    store = Store(run.checkpoints, recipe.checkpoint)
     resume(state, store, run, ranks)
     if ranks.is_first:
         begin_segment(run, recipe, plan, data, state.step, ranks)
@@ -137,7 +138,10 @@ def pretrain(recipe: Recipe, run: Run, team: Team) -> int:
     return EXIT_INTERRUPTED if verdict == "interrupted" else 0
 
 
-def _fresh_state(recipe: Recipe, plan: TrainingPlan, ranks: Ranks, device: torch.device) -> TrainingState:
+def _fresh_state(
+    recipe: Recipe, plan: TrainingPlan, ranks: Ranks, device: torch.device, run: Run, *, begun: bool
+) -> TrainingState:
+    """`begun`: a checkpoint will be taken up, so that no weights are read that it replaces."""
     torch.manual_seed(derived_seed(recipe.train.seed, 0, "initial weights"))
     method = build_method(
         recipe.method,
@@ -150,7 +154,11 @@ def _fresh_state(recipe: Recipe, plan: TrainingPlan, ranks: Ranks, device: torch
         total=sum_over_ranks,
         total_with_gradient=sum_with_gradient,
         gather=gather_rows,
-    ).to(device)
+    )
+    if recipe.student.pretrained_weights and not begun:
+        start_from_weights(method, recipe, run, first=ranks.is_first)
+    freeze_blocks(method.student.backbone, recipe.student.freeze_blocks)
+    method.to(device)
     mesh = mesh_of(ranks.world_size, shard_size(recipe.parallel, ranks.world_size, ranks.ranks_per_node), device)
     for network, trained in ((method.student, True), (method.teacher, False)):
         parallelise(network, network.layers(), recipe.parallel, mesh, compute_dtype(recipe.train), trained=trained)

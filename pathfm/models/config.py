@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pathfm.config import Section
 
@@ -29,9 +29,18 @@ class StudentConfig(Section):
     num_register_tokens: Annotated[int, Field(ge=0)] = 0  # 4 in "Vision Transformers Need Registers", arXiv 2309.16588
     interpolate_antialias: bool = False  # DINOv2; true in its weights with registers
     interpolate_offset: Annotated[float, Field(ge=0)] = 0.1  # DINOv2; 0.0 in its weights with registers
+    # A warm start, from a file of pathfm, DINOv2, DINO, HIPT, timm or Hugging Face; read at the first start alone.
+    pretrained_weights: str | None = None
+    pretrained_allow: tuple[str, ...] = ()  # patterns of tensors that may be missing, unexpected or of another shape
+    freeze_blocks: Annotated[int, Field(ge=0)] = 0  # the first n stay as they are, and with them what embeds patches
     # below: speed only
     attention: AttentionChoice = "auto"  # xFormers where a tiny forward and backward proves it works, else SDPA
     block_chunks: Annotated[int, Field(ge=0)] = 0  # accepted from old recipes: models here are never chunked
+
+    @field_validator("pretrained_weights")
+    @classmethod
+    def _none_is_empty(cls, path: str | None) -> str | None:
+        return path or None
 
     @model_validator(mode="after")
     def _features_are_patches(self) -> "StudentConfig":

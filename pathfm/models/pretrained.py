@@ -1,4 +1,4 @@
-"""A frozen backbone from a file of weights of pathfm, DINO, HIPT or DINOv2, every key of which is accounted for."""
+"""A frozen backbone from a file of weights, every key of which is accounted for."""
 
 import re
 from argparse import Namespace
@@ -19,7 +19,7 @@ from pathfm.errors import UserError, listed
 from pathfm.files import sha256
 from pathfm.models.build import SIZES, build_backbone
 from pathfm.models.config import StudentConfig
-from pathfm.models.names import backbone_weights
+from pathfm.models.foreign import Found, backbone_tensors
 from pathfm.models.vit import ViT
 
 _NESTED = ("teacher", "model", "state_dict")  # under which keys checkpoints hold the network that is to be used
@@ -44,20 +44,32 @@ class Pretrained:
 
 
 def load_backbone(path: Path, student: StudentConfig | None = None) -> Pretrained:
-    """Read `.safetensors` or a torch file: `{"teacher": {"backbone...": ...}}` of pathfm, DINO or HIPT, or a bare one.
+    """Read `.safetensors` or a torch file of pathfm, DINO, HIPT, DINOv2, timm or Hugging Face (also its folder).
 
     `student`: what the backbone is; by default what `recipe.yaml` of its run says, or else what the shapes tell.
     Positions keep the grid for which they were learned; the model resamples them. Raises `UserError` when the file is
     missing or no file of weights, or names the tensors that are missing, unexpected or of another shape.
     """
-    everything = read_weights(path)
-    weights = backbone_weights(everything)
-    if "cls_token" not in weights or "pos_embed" not in weights:
-        raise UserError(f"{path} holds no vision transformer: its tensors are {listed(everything, _SHOWN)}")
+    path = weights_file(path)
+    weights, others = read_backbone(path)
     student = student or _student_beside(path) or student_of(weights, path)
     vit = load_weights(weights, student, str(path))
-    left_out = Counter(_owner_of(name) for name in everything if not _is_kept(name, weights))
+    left_out = Counter(map(_owner_of, others))
     return Pretrained(vit, student, path, sha256(path), left_out)
+
+
+def weights_file(path: Path) -> Path:
+    """The file itself, or the one in a folder as Hugging Face lays it out."""
+    return path / "model.safetensors" if path.is_dir() else path
+
+
+def read_backbone(path: Path) -> Found:
+    """A backbone's tensors by our names, and what else the file holds. Raises `UserError` where there is none."""
+    everything = read_weights(path)
+    found = backbone_tensors(everything)
+    if "cls_token" not in found.weights or "pos_embed" not in found.weights:
+        raise UserError(f"{path} holds no vision transformer: its tensors are {listed(everything, _SHOWN)}")
+    return found
 
 
 def load_weights(weights: Mapping[str, Tensor], student: StudentConfig, source: str) -> ViT:
@@ -174,10 +186,6 @@ def _demand_all(source: str, weights: Mapping[str, Tensor], vit: ViT) -> None:
     if any(wrong.values()):
         said = "; ".join(f"{what}: {listed(names, _SHOWN)}" for what, names in wrong.items() if names)
         raise UserError(f"{source} does not fit the model ({said}); name the recipe it was trained with by --config")
-
-
-def _is_kept(name: str, weights: Mapping[str, Tensor]) -> bool:
-    return next(iter(backbone_weights({name: None})), "") in weights
 
 
 def _owner_of(name: str) -> str:

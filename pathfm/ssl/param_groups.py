@@ -27,6 +27,7 @@ class Rule:
     lr_multiplier: float
     weight_decay_multiplier: float
     is_last_layer: bool
+    is_backbone: bool
 
 
 def rules(student: nn.Module, *, layerwise_decay: float, patch_embed_lr_mult: float) -> dict[str, Rule]:
@@ -56,6 +57,7 @@ def apply_schedule(optimizer: Optimizer, values: StepValues) -> None:
     """Set every group's learning rate and weight decay for the step to come."""
     for group in optimizer.param_groups:
         lr = values.last_layer_lr if group["is_last_layer"] else values.lr
+        lr = 0.0 if values.backbone_is_frozen and group["is_backbone"] else lr
         group["lr"] = lr * group["lr_multiplier"]
         group["weight_decay"] = values.weight_decay * group["weight_decay_multiplier"]
 
@@ -66,6 +68,7 @@ def _rule(name: str, depth: int, layerwise_decay: float, patch_embed_lr_mult: fl
         lr_multiplier=layerwise_decay**layers_above * (patch_embed_lr_mult if "patch_embed" in name else 1.0),
         weight_decay_multiplier=0.0 if _NOT_DECAYED.search(name) else 1.0,
         is_last_layer="last_layer" in name,
+        is_backbone=name.startswith("backbone."),
     )
 
 

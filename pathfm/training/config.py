@@ -86,6 +86,13 @@ class EarlyStoppingConfig(Section):
         return name
 
 
+class GuardConfig(Section):
+    """Against forgetting: what the teacher knew before the first step, by `early_stopping.tracking`."""
+
+    max_drop: float | None = Field(None, ge=0, le=1)  # below the value at step 0; None: no guard, no tuning at step 0
+    action: Literal["alarm", "stop"] = "alarm"
+
+
 class TuneConfig(Section):
     """kNN classification of labelled tiles while a run trains. It changes nothing of what is trained."""
 
@@ -99,19 +106,28 @@ class TuneConfig(Section):
     bootstrap: int = Field(1000, ge=100)  # resamples of the test samples behind the 95 % intervals
     knn: KnnConfig = KnnConfig()
     early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
+    guard: GuardConfig = GuardConfig()
 
     @property
     def is_on(self) -> bool:
         """Whether there is something to tune on, in the run or beside it."""
         return bool(self.query_dataset_path and (self.tune_every_pct or self.tune_every_samples))
 
+    @property
+    def has_guard(self) -> bool:
+        return self.guard.max_drop is not None
+
     @model_validator(mode="after")
     def _both_or_neither(self) -> "TuneConfig":
         if bool(self.query_dataset_path) != bool(self.test_dataset_path):
             raise ValueError("tuning needs both tune.query_dataset_path and tune.test_dataset_path")
-        if self.early_stopping.enable and not (self.is_on and self.online):
+        wants_numbers = {
+            "tune.early_stopping.enable": self.early_stopping.enable,
+            "tune.guard.max_drop": self.has_guard,
+        }
+        if (asked := [key for key, wants in wants_numbers.items() if wants]) and not (self.is_on and self.online):
             raise ValueError(
-                "tune.early_stopping.enable needs tuning in the run: tune.query_dataset_path, tune.test_dataset_path, "
+                f"{asked[0]} needs tuning in the run: tune.query_dataset_path, tune.test_dataset_path, "
                 "tune.tune_every_pct, and tune.online=true"
             )
         return self
@@ -131,6 +147,7 @@ class OptimConfig(Section):
     clip_grad: float = Field(3.0, ge=0)  # 0: no clipping
     clip_grad_of: Literal["part", "parameter"] = "part"  # each part (backbone, heads) by itself as DINOv2, or as DINO
     freeze_last_layer_pct: Fraction = 0.01
+    freeze_backbone_pct: Fraction = 0.0  # after a warm start: the heads learn first
     patch_embed_lr_mult: float = Field(0.2, ge=0)
     layerwise_decay: float = Field(0.9, gt=0, le=1)
     adamw_beta1: float = Field(0.9, ge=0, lt=1)

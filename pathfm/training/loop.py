@@ -22,6 +22,7 @@ from pathfm.errors import UserError
 from pathfm.log import get_logger
 from pathfm.track.report import Report
 from pathfm.training.config import OptimConfig, TrainConfig
+from pathfm.training.early_stopping import Judgement
 from pathfm.training.online import Online
 from pathfm.training.plan import TrainingPlan
 from pathfm.training.state import TrainingState
@@ -104,6 +105,8 @@ class Loop:
         if self.state.step == 0:
             self.save()  # a rehearsal: what could fail fails now, and an early accident has something to go back to
         self._judge_samples()  # a run that its data stopped stops again, unless the policy is another now
+        if self.state.step and self.state.step == self.state.tuning.best_step:
+            self._keep_best()  # it may have been killed after the checkpoint and before this
         if self._tuning_is_due() and (verdict := self._tune()):  # it left before it came to that
             return verdict
         for parts in self._watch.waiting(_in_steps(self._told(batches), self.plan.parts)):
@@ -240,11 +243,27 @@ class Loop:
             self._watch.paused(time.perf_counter() - started)
         self.state.tuning = judgement.state
         self.around.report.tuning(line)
+        if judgement.forgot is not None:
+            self._tell_of_forgetting(judgement)
         if judgement.improved:
             self._save_and_wait()
-            self.around.keep_best(self.state.step, {"metric": judgement.state.metric, "value": judgement.state.best})
+            self._keep_best()
         self._paint()
         return self._finish("stopped") if judgement.stop else None
+
+    def _keep_best(self) -> None:
+        tuning = self.state.tuning
+        self.around.keep_best(self.state.step, {"metric": tuning.metric, "value": tuning.best})
+
+    def _tell_of_forgetting(self, judgement: Judgement) -> None:
+        metric, start = judgement.state.metric, judgement.state.at_start
+        self.around.report.alarm(
+            self.state.step,
+            "forgetting",
+            f"the teacher's {metric} is {judgement.forgot:.4f} below its {start:.4f} of step 0, more than "
+            f"tune.guard.max_drop={self.online.config.guard.max_drop:g}: begin another run with a lower optim.base_lr, "
+            "a longer optim.freeze_backbone_pct or more student.freeze_blocks",
+        )
 
     def _goes_on_tuning(self) -> bool:
         self.around.doing(self.state.step, "tuning")

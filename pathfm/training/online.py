@@ -21,7 +21,11 @@ class Online:
 
     def is_due(self, step: int, state: TuningState) -> bool:
         """Also for a step whose tuning was left out, as its run was told to leave."""
-        if self.tune is None or not step or step <= state.tuned_at:
+        if self.tune is None:
+            return False
+        if step == 0:
+            return self.config.has_guard and state.at_start is None
+        if step <= state.tuned_at:
             return False
         return step % self._steps_between() == 0 or step == self.plan.total_steps
 
@@ -33,7 +37,8 @@ class Online:
         assert self.tune is not None
         found = self.tune(go_on)
         settings = self.config.early_stopping
-        judgement = judge(state, step, found["teacher"], found["student"], settings, self.plan.total_steps)
+        teacher, student, guard = found["teacher"], found["student"], self.config.guard
+        judgement = judge(state, step, teacher, student, settings, self.plan.total_steps, guard)
         return judgement, {**self.plan.place(step), "by": "run", **found, "early_stopping": self._standing(judgement)}
 
     def _steps_between(self) -> int:

@@ -117,4 +117,5 @@ def _schedules(optim: OptimConfig, teacher: TeacherConfig, peak_lr: float, total
             teacher.teacher_temp, teacher.teacher_temp, temp_steps, temp_steps, teacher.warmup_teacher_temp
         ),
         last_layer_frozen_steps=steps(optim.freeze_last_layer_pct),
+        backbone_frozen_steps=steps(optim.freeze_backbone_pct),
     )

@@ -37,8 +37,8 @@ def test_every_parameter_has_its_recorded_rule(file: str, golden_dir: Path) -> N
 
 def test_groups_are_few_and_hold_every_parameter_once(method: DINOv2) -> None:
     groups = parameter_groups(method.student, **DECAY)
-    inputs, patch_embedding, blocks, norm_and_heads, last_layer = 1, 2, 2 * 2, 2, 1
-    assert len(groups) == inputs + patch_embedding + blocks + norm_and_heads + last_layer
+    inputs, patch_embedding, blocks, norm, heads, last_layer = 1, 2, 2 * 2, 1, 2, 1
+    assert len(groups) == inputs + patch_embedding + blocks + norm + heads + last_layer
     grouped = [parameter for group in groups for parameter in group["params"]]
     assert len(grouped) == len(set(grouped)) == len(list(method.student.parameters()))
 

@@ -1,6 +1,6 @@
 import pytest
 
-from pathfm.training.config import EarlyStoppingConfig
+from pathfm.training.config import EarlyStoppingConfig, GuardConfig
 from pathfm.training.early_stopping import TuningState, judge
 
 STEPS = 100
@@ -11,7 +11,7 @@ def after(pairs: list[tuple[float, float]], **settings: object) -> tuple[TuningS
     config = EarlyStoppingConfig(tracking="auc_20", **settings)
     state, said = TuningState(), []
     for number, (teacher, student) in enumerate(pairs, start=1):
-        state, improved, stop = judge(state, 10 * number, {"auc_20": teacher}, {"auc_20": student}, config, STEPS)
+        state, improved, stop, _ = judge(state, 10 * number, {"auc_20": teacher}, {"auc_20": student}, config, STEPS)
         said.append("stop" if stop else "better" if improved else "-")
     return state, said
 
@@ -33,9 +33,32 @@ def test_another_metric_begins_anew():
     config = EarlyStoppingConfig(tracking="acc_10")
     before = TuningState(40, "auc_20", 0.99, 30, 7)
     judgement = judge(before, 50, {"acc_10": 0.6}, {"acc_10": 0.5}, config, STEPS)
-    assert judgement == (TuningState(50, "acc_10", 0.6, 50, 0), True, False)
+    assert judgement == (TuningState(50, "acc_10", 0.6, 50, 0), True, False, None)
 
 
 def test_a_number_that_no_tuning_has_is_refused():
     with pytest.raises(ValueError, match=r"must be acc_K, balanced_acc_K or auc_K .* not 'loss'"):
         EarlyStoppingConfig(tracking="loss")
+
+
+def guarded(values: list[float], action: str) -> list[tuple[float | None, bool]]:
+    """Of tunings at steps 0, 10, 20, ...: how far the teacher fell too far, and whether the run ends."""
+    config, guard = EarlyStoppingConfig(tracking="auc_20"), GuardConfig(max_drop=0.05, action=action)
+    state, said = TuningState(), []
+    for number, value in enumerate(values):
+        judgement = judge(state, 10 * number, {"auc_20": value}, {"auc_20": 1.0}, config, STEPS, guard)
+        state = judgement.state
+        said.append((judgement.forgot and round(judgement.forgot, 3), judgement.stop))
+    return said
+
+
+def test_a_teacher_that_forgets_what_it_knew_at_step_0_is_noticed():
+    values = [0.9, 0.86, 0.84, 0.95, 0.8]
+    assert guarded(values, "alarm") == [(None, False), (None, False), (0.06, False), (None, False), (0.1, False)]
+    assert guarded(values[:3], "stop") == [(None, False), (None, False), (0.06, True)]
+
+
+def test_step_0_is_where_the_guard_compares_from_and_not_the_best():
+    guard = GuardConfig(max_drop=0.05)
+    state = judge(TuningState(), 0, {"auc_20": 0.9}, {"auc_20": 0.1}, EarlyStoppingConfig(), STEPS, guard).state
+    assert (state.at_start, state.best, state.tuned_at) == (0.9, None, 0)

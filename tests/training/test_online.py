@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from pathfm.ssl.config import DinoConfig, TeacherConfig
-from pathfm.training.config import EarlyStoppingConfig, OptimConfig, TrainConfig, TuneConfig
+from pathfm.training.config import EarlyStoppingConfig, GuardConfig, OptimConfig, TrainConfig, TuneConfig
 from pathfm.training.early_stopping import TuningState
 from pathfm.training.online import Online
 from pathfm.training.plan import TrainingPlan, plan_training
@@ -53,3 +53,11 @@ def test_the_line_says_where_what_and_how_much_patience_is_left():
     assert line["teacher"] == {"auc_20": 0.8}
     standing = {"metric": "auc_20", "best": 0.8, "best_step": 20, "without_improvement": 0, "patience": 3}
     assert line["early_stopping"] == standing
+
+
+def test_a_guard_wants_a_tuning_before_the_first_step():
+    sets = {f"{split}_dataset_path": f"KNN:root=a:split={split}" for split in ("query", "test")}
+    online = Online(TuneConfig(**sets, guard=GuardConfig(max_drop=0.1)), plan(), found)
+    assert online.is_due(0, TuningState())
+    assert not online.is_due(0, TuningState(at_start=0.5))
+    assert not Online(TuneConfig(**sets), plan(), found).is_due(0, TuningState())
