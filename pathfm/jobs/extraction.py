@@ -32,7 +32,10 @@ _log = get_logger(__name__)
 MANIFEST = "extraction.json"
 _WORK = ".extraction"  # blocks that are not yet put together, and what they are
 _BLOCK_REGIONS, _BLOCK_TILES = 4, 1024  # as much is lost at most, for each rank, when an extraction is killed
-_SPEED_ONLY = {"attention", "block_chunks", "drop_path_rate", "drop_path_uniform"}  # of an architecture
+_NOT_FEATURES = {  # of a student's settings
+    *("attention", "block_chunks", "drop_path_rate", "drop_path_uniform"),
+    *("pretrained_weights", "pretrained_allow", "freeze_blocks"),
+}
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class Extraction:
     def identity(self) -> dict[str, Any]:
         """What an extraction must share with one that goes on with it."""
         options = self.arguments
-        architecture = self.model.student.model_dump(mode="json", exclude=_SPEED_ONLY)
+        architecture = self.model.student.model_dump(mode="json", exclude=_NOT_FEATURES)
         content = json.dumps([[self.images.paths[n] for n in item.images if n >= 0] for item in self.items])
         named = json.dumps([[item.name, item.slide, item.x, item.y] for item in self.items])
         return {
