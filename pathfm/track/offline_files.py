@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+_MAGIC = b":W&B\xe1\xbe\x00"  # with the version, 0
 _HEADER_BYTES = 7  # of the file, and of every piece: checksum (4), length (2), kind (1)
 _BLOCK_BYTES = 32_768
 _WHOLE, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
@@ -26,7 +27,7 @@ def rows_in(folder: Path) -> set[int] | None:
 
 
 def records_of(file: Path) -> Iterator[Any]:
-    """What was written, one protobuf message each; a torn end is left out."""
+    """What was written, one protobuf message each; a torn end is left out. Raises `ValueError` for other formats."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     for message in _messages(file.read_bytes()):
@@ -37,6 +38,8 @@ def records_of(file: Path) -> Iterator[Any]:
 
 def _messages(content: bytes) -> Iterator[bytes]:
     """The messages of a LevelDB log: blocks of 32 KiB that hold pieces of messages. No piece's head is cut."""
+    if content and not content.startswith(_MAGIC):
+        raise ValueError("this is a file of another format")
     position, parts = _HEADER_BYTES, b""
     while position + _HEADER_BYTES <= len(content):
         if (left := _BLOCK_BYTES - position % _BLOCK_BYTES) < _HEADER_BYTES:

@@ -85,7 +85,8 @@ def test_the_key_is_in_no_file_and_on_no_command_line(tmp_path: Path, monkeypatc
     run = RunToShow(tmp_path / "run")
     wandb = start_wandb(WandbConfig(), run.directory, RECIPE, {**OFFLINE, "WANDB_API_KEY": key, "HOME": str(tmp_path)})
     run.steps(1, 5)
-    wait_until(lambda: bool(offline_folders(run.directory)))
+    sent = run.directory / "wandb" / "sent.jsonl"
+    wait_until(lambda: sent.exists() and '"metrics": 4' in sent.read_text())
     command_lines = [line.read_bytes() for line in Path("/proc").glob("[0-9]*/cmdline") if _is_readable(line)]
     wandb.finish()
     assert any(b"pathfm.track.mirror" in line for line in command_lines)
