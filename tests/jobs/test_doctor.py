@@ -270,7 +270,7 @@ def test_wandb_is_connected_to_only_when_something_is_to_be_sent(monkeypatch):
         there = cluster.weights_and_biases(online, {"WANDB_BASE_URL": f"http://{address}"})
     gone = cluster.weights_and_biases(online, {"WANDB_BASE_URL": f"http://{address}"})
     assert there == Finding("W&B", "ok", f"{address} can be reached from here")
-    assert (gone.verdict, gone.advice) == ("warn", "set wandb.mode=offline and send later with 'wandb sync'")
+    assert (gone.verdict, gone.advice) == ("warn", "set wandb.mode=offline and send later with 'pathfm wandb-sync RUN'")
     assert cluster.weights_and_biases(online, {"WANDB_MODE": "offline"}).found == "offline, nothing is sent"
     assert cluster.weights_and_biases(WandbConfig(), {}).found == "off"
 

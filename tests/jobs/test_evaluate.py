@@ -10,22 +10,10 @@ import pytest
 
 from pathfm.errors import UserError
 from pathfm.jobs.evaluate import main
-from tests.jobs.journeys import TINY, command, environment, make_tiles, train, wait_until
+from tests.jobs.journeys import command, environment, train, wait_until
 from tests.labelled import make_labelled, tuning_settings
 
 SETTINGS = ("tune.tune_every_samples=64", "tune.num_workers=0", "tune.knn.batch_size=8", "tune.bootstrap=100")
-
-
-@pytest.fixture(scope="module")
-def recipe(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
-    path.write_text(TINY)
-    return path
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return make_tiles(tmp_path_factory.mktemp("tiles"))
 
 
 @pytest.fixture(scope="module")

@@ -10,12 +10,10 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.jobs.journeys import (
-    TINY,
     RankProcesses,
     assert_same_run,
     command,
     environment,
-    make_tiles,
     metrics,
     newest_checkpoint,
     train,
@@ -26,18 +24,6 @@ from tests.labelled import make_labelled, tuning_settings
 
 STEPS = 16
 EVERY = ("tune.tune_every_samples=32", "tune.num_workers=1", "tune.knn.batch_size=8", "tune.bootstrap=100")  # 4 steps
-
-
-@pytest.fixture(scope="module")
-def recipe(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
-    path.write_text(TINY)
-    return path
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return make_tiles(tmp_path_factory.mktemp("tiles"))
 
 
 @pytest.fixture(scope="module")

@@ -7,22 +7,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from tests.jobs.journeys import TINY, make_tiles, train, weights
+from tests.jobs.journeys import train, weights
 from tests.labelled import make_labelled, tuning_settings
 
 BACKBONE = "method.student.backbone."
-
-
-@pytest.fixture(scope="module")
-def recipe(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
-    path.write_text(TINY)
-    return path
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return make_tiles(tmp_path_factory.mktemp("tiles"))
 
 
 @pytest.fixture(scope="module")

@@ -51,7 +51,7 @@ def weights_and_biases(config: WandbConfig, environment: Mapping[str, str] = os.
         socket.create_connection((host, port), timeout=_SECONDS_TO_CONNECT).close()
     except OSError as error:
         found = f"{host}:{port} cannot be reached: {error.strerror or error}"
-        return Finding("W&B", "warn", found, "set wandb.mode=offline and send later with 'wandb sync'")
+        return Finding("W&B", "warn", found, "set wandb.mode=offline and send later with 'pathfm wandb-sync RUN'")
     return Finding("W&B", "ok", f"{host}:{port} can be reached from here")
 
 
