@@ -1,5 +1,6 @@
 """`pathfm train`: one process of a pretraining run, from a recipe to the teacher's weights. The house in one page."""
 
+import math
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -50,6 +51,7 @@ from pathfm.training.state import TrainingState
 from pathfm.training.step import build_loss_scale, build_optimizer, compute_dtype
 
 _log = get_logger(__name__)
+_GRACE_FOR_REPORTS_S = 5.0  # of a process that was told to leave; the next one tells W&B the rest
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -87,7 +89,7 @@ def pretrain(recipe: Recipe, run: Run, team: Team) -> int:
     check_data(dataset, run)
     epoch_size = order_of(recipe.train, dataset).epoch_size
     plan = plan_training(recipe.train, recipe.optim, recipe.teacher, recipe.dino, ranks.world_size, epoch_size)
-    if run.is_done(plan.total_steps, may_stop_early=recipe.tune.early_stopping.enable):
+    if run.is_done(plan.total_steps, may_stop_early=recipe.tune.may_end_a_run):
         if ranks.is_first:
             print(f"run {run.name} is finished ({plan.total_steps:,} steps); nothing to do\n{where_everything_is(run)}")
         return 0
@@ -131,7 +133,7 @@ def pretrain(recipe: Recipe, run: Run, team: Team) -> int:
             report.finish()
             raise
     complete = close_run(run, loop, verdict)
-    report.finish()
+    report.finish(_GRACE_FOR_REPORTS_S if verdict == "interrupted" else math.inf)
     # The others wait here for rank 0 to have written all: whoever started them ends all as soon as one has left.
     if agree_any(not complete):
         return 1

@@ -1,5 +1,6 @@
 """Where what a run tells goes: JSON lines first, then whoever looks on (console, W&B)."""
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -77,8 +78,9 @@ class Report:
             if lines is not None:
                 lines.flush()
 
-    def finish(self) -> None:
-        self._wandb.finish()
+    def finish(self, at_most_s: float = math.inf) -> None:
+        """The end of this process; W&B may take so long to hear the rest."""
+        self._wandb.finish(at_most_s)
 
     def _last_lines(self) -> deque[Mapping[str, Any]]:
         return deque(self._lines.read()[-MOST_LINES:] if self._lines else (), MOST_LINES)

@@ -7,6 +7,7 @@ trainer from ending.
 import contextlib
 import fcntl
 import json
+import math
 import os
 import signal
 import subprocess
@@ -39,8 +40,8 @@ class WeightsAndBiases:
         if self._mirror is not None and self._mirror.stdin is not None:
             _tell(self._mirror.stdin, b"\n")
 
-    def finish(self) -> None:
-        """Let the mirror send what is left, for `finish_within_s` at most; then it ends in any case."""
+    def finish(self, at_most_s: float = math.inf) -> None:
+        """Let the mirror send what is left, for `finish_within_s` or this at most; then it ends in any case."""
         mirror, self._mirror = self._mirror, None
         if mirror is None:
             return
@@ -48,7 +49,7 @@ class WeightsAndBiases:
             with contextlib.suppress(OSError):
                 mirror.stdin.close()
         try:
-            is_complete = mirror.wait(self._finish_within_s) == 0
+            is_complete = mirror.wait(min(self._finish_within_s, at_most_s)) == 0
         except subprocess.TimeoutExpired:
             is_complete = False
             end_with_children(mirror.pid)

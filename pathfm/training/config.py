@@ -117,6 +117,11 @@ class TuneConfig(Section):
     def has_guard(self) -> bool:
         return self.guard.max_drop is not None
 
+    @property
+    def may_end_a_run(self) -> bool:
+        """Before its last step."""
+        return self.early_stopping.enable or (self.has_guard and self.guard.action == "stop")
+
     @model_validator(mode="after")
     def _both_or_neither(self) -> "TuneConfig":
         if bool(self.query_dataset_path) != bool(self.test_dataset_path):

@@ -80,6 +80,8 @@ def test_a_guard_ends_a_run_that_forgets(recipe, data, tmp_path):
     assert (alarm["alarm"], alarm["step"]) == ("forgetting", ended["step"])
     first = json.loads((tmp_path / "run" / "results" / "tuning.jsonl").read_text().splitlines()[0])
     assert first["step"] == 0
+    again = train(recipe, data, tmp_path / "run", *settings)
+    assert (again.returncode, "nothing to do" in again.stdout) == (0, True)
 
 
 @pytest.mark.parametrize(
