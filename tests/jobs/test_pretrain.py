@@ -70,7 +70,8 @@ def refusal(capsys, *words: str) -> str:
 def test_a_run_leaves_metrics_pictures_checkpoints_and_a_teacher_that_loads(undisturbed: Path):
     assert [line["step"] for line in metrics(undisturbed)] == [3, 6, 9, 12, 15, 16]
     assert all(line["total_loss"] > 0 for line in metrics(undisturbed))
-    assert {path.name for path in (undisturbed / "previews").iterdir()} == {"crops.png", "losses.png", "schedules.png"}
+    pictures = {"crops.png", "losses.png", "schedules.png", "tokens_00000016.png"}
+    assert {path.name for path in (undisturbed / "previews").iterdir()} == pictures
     assert json.loads((undisturbed / "exit.json").read_text())["verdict"] == "done"
     teacher = torch.load(undisturbed / "exports" / f"teacher_{STEPS:08d}.pth", weights_only=True)["teacher"]
     prefixes = {name.partition(".")[0] for name in teacher}
