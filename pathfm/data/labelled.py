@@ -14,9 +14,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from pathfm.data.config import MAX_PIXELS
-from pathfm.data.datasets import KNN
 from pathfm.data.decode import DecodeError, decode
-from pathfm.data.loader import load_items
+from pathfm.data.loader import ImageDataset, load_items
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,12 @@ class Tiles:
 
 
 def load_tiles(
-    dataset: KNN, batches: Sequence[Sequence[int]], side: int, *, num_workers: int = 0, max_pixels: int = MAX_PIXELS
+    dataset: ImageDataset,
+    batches: Sequence[Sequence[int]],
+    side: int,
+    *,
+    num_workers: int = 0,
+    max_pixels: int = MAX_PIXELS,
 ) -> Iterator[Tiles]:
     """The rows of each batch, which may be empty, in order; decoded by workers where there are any."""
     return load_items(_TileBatches(dataset, side, max_pixels), batches, num_workers, 2, False)
@@ -65,12 +69,12 @@ def at_side(image: UInt8[np.ndarray, "H W 3"], side: int) -> UInt8[np.ndarray, "
 class _TileBatches(Dataset[Tiles]):
     """It travels to the workers by pickle."""
 
-    dataset: KNN
+    dataset: ImageDataset
     side: int
     max_pixels: int
 
     def __getitem__(self, rows: Sequence[int]) -> Tiles:
-        self.dataset.will_need(rows)
+        self.dataset.will_need(list(rows))
         images, readable, unreadable = [], [], []
         for row in rows:
             try:

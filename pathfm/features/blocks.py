@@ -56,6 +56,11 @@ class Blocks:
         block, place = divmod(item, self.block_items)
         return _kept(self, block)["features"][place]
 
+    def block(self, block: int) -> tuple[Float[Tensor, "items ..."], Sequence[Mapping[str, Any]]]:
+        """Features and notes of its items; features come from the disk when they are looked at."""
+        content = self._content(block)
+        return content["features"], content["notes"]
+
     def notes(self) -> Iterator[Mapping[str, Any]]:
         """Of every item, in order."""
         for block in range(len(self)):

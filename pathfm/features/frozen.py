@@ -1,7 +1,7 @@
 """A frozen backbone's [CLS] features of a data set, each sample once."""
 
 from collections.abc import Iterable, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -10,7 +10,18 @@ from torch import Tensor
 from torch.nn import functional
 
 from pathfm.batch import normalise_crops
+from pathfm.models.config import StudentConfig
 from pathfm.models.vit import ViT
+
+_NOT_FEATURES = {  # of a student's settings
+    *("attention", "block_chunks", "drop_path_rate", "drop_path_uniform"),
+    *("pretrained_weights", "pretrained_allow", "freeze_blocks"),
+}
+
+
+def architecture_of(student: StudentConfig) -> dict[str, Any]:
+    """The settings that change features, as JSON has them."""
+    return student.model_dump(mode="json", exclude=_NOT_FEATURES)
 
 
 class Backbone(Protocol):

@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -16,26 +16,22 @@ from pathfm.data.image_files import ImageFiles, open_images
 from pathfm.data.image_table import read_image_table
 from pathfm.errors import UserError
 from pathfm.features.blocks import Blocks
+from pathfm.features.frozen import architecture_of
 from pathfm.features.items import Item, SlidePattern, items_of_grids, items_of_images
 from pathfm.features.patches import Geometry, size_error, wrong_size
+from pathfm.features.resume import begin_or_go_on, demand_free
 from pathfm.features.writers import by_slide, packed_tar, write_files, write_packed, write_slides
-from pathfm.files import remove_leftovers, write_json
+from pathfm.files import write_json
 from pathfm.jobs.arguments import CONFIGS
-from pathfm.lifecycle.run import Run, commit_and_diff
-from pathfm.log import get_logger, progress
+from pathfm.lifecycle.run import commit_and_diff
+from pathfm.log import progress
 from pathfm.models.config import StudentConfig
 from pathfm.models.pretrained import Pretrained, load_backbone
 from pathfm.recipe import find_config, read_recipe
 
-_log = get_logger(__name__)
-
 MANIFEST = "extraction.json"
 _WORK = ".extraction"  # blocks that are not yet put together, and what they are
 _BLOCK_REGIONS, _BLOCK_TILES = 4, 1024  # as much is lost at most, for each rank, when an extraction is killed
-_NOT_FEATURES = {  # of a student's settings
-    *("attention", "block_chunks", "drop_path_rate", "drop_path_uniform"),
-    *("pretrained_weights", "pretrained_allow", "freeze_blocks"),
-}
 
 
 @dataclass(frozen=True)
@@ -60,7 +56,6 @@ class Extraction:
     def identity(self) -> dict[str, Any]:
         """What an extraction must share with one that goes on with it."""
         options = self.arguments
-        architecture = self.model.student.model_dump(mode="json", exclude=_NOT_FEATURES)
         content = json.dumps([[self.images.paths[n] for n in item.images if n >= 0] for item in self.items])
         named = json.dumps([[item.name, item.slide, item.x, item.y] for item in self.items])
         return {
@@ -69,7 +64,7 @@ class Extraction:
             "count": len(self.items),
             "names_sha256": hashlib.sha256((content + named).encode("utf-8", "surrogateescape")).hexdigest(),
             "weights_sha256": self.model.sha256,
-            "architecture": architecture,
+            "architecture": architecture_of(self.model.student),
             "region_size": self.geometry.region_size,
             "patch_size": self.geometry.patch_size,
             "input_size": options.input_size or self.geometry.patch_size,
@@ -122,38 +117,13 @@ def _items(arguments: Namespace, images: ImageFiles, geometry: Geometry) -> list
 
 def begin(extraction: Extraction, stack: ExitStack) -> list[int] | None:
     """The blocks that are missing, or None when all is done. Rank 0 holds the folder for as long as `stack` is open."""
-    output, blocks, identity = extraction.output, extraction.blocks, extraction.identity()
-    stack.enter_context(Run(output).claimed())
-    remove_leftovers(output)
-    remove_leftovers(blocks.folder)
-    if (done := _read_json(output / MANIFEST)) is not None:
-        _demand_same(done.get("identity", {}), identity, output)
-        shutil.rmtree(blocks.folder, ignore_errors=True)
-        return None
-    begun = _read_json(blocks.folder / MANIFEST)
-    if begun is None:
-        _demand_free(output)
+    manifest = extraction.output / MANIFEST
+
+    def before_first() -> None:
+        demand_free(manifest, packed_tar(extraction.output), *sorted(extraction.output.glob("*.pt")))
         _demand_sizes(extraction)
-        write_json(blocks.folder / MANIFEST, identity)
-    else:
-        _demand_same(begun, identity, output)
-    missing = blocks.missing()
-    if len(missing) < len(blocks):
-        _log.info("%s: %d of %d blocks are there; going on", output, len(blocks) - len(missing), len(blocks))
-    return missing
 
-
-def _demand_same(begun: Mapping[str, Any], now: Mapping[str, Any], output: Path) -> None:
-    if different := [key for key in now if begun.get(key) != now[key]]:
-        values = "; ".join(f"{key}: {begun.get(key)} then, {now[key]} now" for key in different[:3])
-        raise UserError(f"{output} holds another extraction ({values}); choose another --output")
-
-
-def _demand_free(output: Path) -> None:
-    """Nothing that is there is written over, but by an extraction that began it."""
-    there = [path for path in (packed_tar(output), *sorted(output.glob("*.pt"))) if path.exists()]
-    if there:
-        raise UserError(f"{there[0]} is there, and no {MANIFEST} says what it is of; choose another --output")
+    return begin_or_go_on(manifest, extraction.blocks, extraction.identity(), before_first, stack)
 
 
 def _demand_sizes(extraction: Extraction) -> None:
@@ -235,15 +205,3 @@ def _summary(extraction: Extraction, shape: Sequence[int]) -> str:
     left_out = ", ".join(f"{count} of {owner}" for owner, count in extraction.model.left_out.items())
     note = f"\n  left out of the weights: {left_out}" if left_out else ""
     return f"{extraction.output}: {what}\n  {how}{note}\n  manifest {extraction.output / MANIFEST}"
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}); choose another --output") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is no manifest of an extraction; choose another --output")
-    return content
