@@ -1,10 +1,13 @@
 """Accuracy, balanced accuracy and AUC of class probabilities, each with its bootstrap interval over test samples.
 
-T test samples   C classes   P the samples of a class   L classes that have samples
+Tiles of one slide are alike, so an interval over tiles is too narrow: where groups (slides, patients) are known, whole
+groups are drawn.
+
+T test samples   C classes   P the samples of a class   L classes that have samples   G groups
 R resamples: each is a column of weights, how often it drew every sample
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,15 +22,23 @@ _WEIGHTS_AT_ONCE = 2**18  # 2 MiB: a few such arrays stay in a core's cache
 
 @dataclass(frozen=True)
 class Score:
-    """A number, and the 95 % percentile interval that its bootstrap over test samples gives."""
+    """A number, and the 95 % percentile interval that its bootstrap over test samples or their groups gives."""
 
     value: float
     low: float
     high: float
 
 
+_Measured = dict[str, Float[np.ndarray, " R"]]  # every metric of every resample; nan where it has none
+
+
 def scores(
-    probabilities: Float[Tensor, "T C"], labels: Int[Tensor, " T"], *, resamples: int = 1000, seed: int = 0
+    probabilities: Float[Tensor, "T C"],
+    labels: Int[Tensor, " T"],
+    *,
+    groups: Int[Tensor, " T"] | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
 ) -> dict[str, Score]:
     """`acc`, `balanced_acc` and `auc`, in float64 on the CPU wherever the tensors are.
 
@@ -38,19 +49,48 @@ def scores(
 
     A class without samples, in the labels or in a resample, is left out of both means. Where all samples are of one
     class there is no area: then `auc` is missing, and a resample of that kind is left out of its interval.
+    `groups`: a number for the group of each sample; a resample draws G groups, each with all its samples.
     Without resamples an interval is its value twice. Raises `UserError` when there are no samples.
     """
-    if not len(labels):
-        raise UserError("there is no test sample to score; give a test split that has some")
-    assert 0 <= labels.min() <= labels.max() < probabilities.shape[1], "labels name columns of the probabilities"
-    bench = _Bench.of(probabilities.detach().cpu().double().numpy(), labels.cpu().numpy())
-    values = bench.measure(np.ones((len(labels), 1)))
-    drawn = [bench.measure(weights) for weights in _resampled(len(labels), resamples, seed)]
-    return {
-        name: _score(float(value[0]), [of_chunk[name] for of_chunk in drawn])
-        for name, value in values.items()
-        if not np.isnan(value[0])
-    }
+    return mean_scores([probabilities], labels, groups=groups, resamples=resamples, seed=seed)
+
+
+def mean_scores(
+    tries: Sequence[Float[Tensor, "T C"]],
+    labels: Int[Tensor, " T"],
+    *,
+    groups: Int[Tensor, " T"] | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, Score]:
+    """The mean of `scores` over several classifiers of the same samples, as few-shot tries are.
+
+    Every resample is of all of them at once, so the interval tells of the test samples, not of what was drawn to learn.
+    """
+    benches = _benches(tries, labels)
+    return _bootstrapped(lambda weights: _mean_of(benches, weights), _groups_of(labels, groups), resamples, seed)
+
+
+def differences(
+    one: Sequence[Float[Tensor, "T C"]],
+    other: Sequence[Float[Tensor, "T C"]],
+    labels: Int[Tensor, " T"],
+    *,
+    groups: Int[Tensor, " T"] | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, Score]:
+    """By how much `one` scores higher than `other` on the same samples, as mean over the tries of each.
+
+    Both are measured on the same resamples, so what makes a resample easy or hard for both does not widen the interval.
+    """
+    sides = _benches(one, labels), _benches(other, labels)
+
+    def difference(weights: Float[np.ndarray, "T R"]) -> _Measured:
+        first, second = (_mean_of(benches, weights) for benches in sides)
+        return {name: first[name] - second[name] for name in first}
+
+    return _bootstrapped(difference, _groups_of(labels, groups), resamples, seed)
 
 
 @dataclass(frozen=True)
@@ -110,8 +150,7 @@ class _Bench:
             [_Ranking.of(probabilities[:, label], labels == label) for label in judged],
         )
 
-    def measure(self, weights: Float[np.ndarray, "T R"]) -> dict[str, Float[np.ndarray, " R"]]:
-        """Every metric of every resample; nan where it has none."""
+    def measure(self, weights: Float[np.ndarray, "T R"]) -> _Measured:
         hit = weights * self.hit[:, None]
         of_classes = np.add.reduceat(weights[self.by_class], self.starts)
         hit_of_classes = np.add.reduceat(hit[self.by_class], self.starts)
@@ -123,15 +162,49 @@ class _Bench:
         }
 
 
-def _resampled(num_samples: int, resamples: int, seed: int) -> Iterator[Float[np.ndarray, "T R"]]:
+def _benches(tries: Sequence[Float[Tensor, "T C"]], labels: Int[Tensor, " T"]) -> list[_Bench]:
+    if not len(labels):
+        raise UserError("there is no test sample to score; give a test split that has some")
+    assert all(0 <= labels.min() <= labels.max() < one.shape[1] for one in tries), "labels name columns"
+    return [_Bench.of(one.detach().cpu().double().numpy(), labels.cpu().numpy()) for one in tries]
+
+
+def _mean_of(benches: Sequence[_Bench], weights: Float[np.ndarray, "T R"]) -> _Measured:
+    """Whether a resample has a metric depends on labels alone, so it is nan for all or none."""
+    measured = [bench.measure(weights) for bench in benches]
+    return {name: np.mean([found[name] for found in measured], axis=0) for name in measured[0]}
+
+
+def _groups_of(labels: Int[Tensor, " T"], groups: Int[Tensor, " T"] | None) -> Int[np.ndarray, " T"]:
+    """0..G-1; without groups every sample is its own."""
+    if groups is None:
+        return np.arange(len(labels))
+    assert len(groups) == len(labels), "each sample has one group"
+    return np.unique(groups.cpu().numpy(), return_inverse=True)[1]
+
+
+def _bootstrapped(
+    measure: Callable[[Float[np.ndarray, "T R"]], _Measured], groups: Int[np.ndarray, " T"], resamples: int, seed: int
+) -> dict[str, Score]:
+    values = measure(np.ones((len(groups), 1)))
+    drawn = [measure(weights) for weights in _resampled(groups, resamples, seed)]
+    return {
+        name: _score(float(value[0]), [of_chunk[name] for of_chunk in drawn])
+        for name, value in values.items()
+        if not np.isnan(value[0])
+    }
+
+
+def _resampled(groups: Int[np.ndarray, " T"], resamples: int, seed: int) -> Iterator[Float[np.ndarray, "T R"]]:
     """Weights of all resamples, some at a time. Each has its own stream, so how many come at once changes none."""
-    at_once = max(1, _WEIGHTS_AT_ONCE // num_samples)
+    num_groups = int(groups.max()) + 1
+    at_once = max(1, _WEIGHTS_AT_ONCE // len(groups))
     for start in range(0, resamples, at_once):
         counts = [
-            np.bincount(stream(seed, number, "bootstrap").integers(0, num_samples, num_samples), minlength=num_samples)
+            np.bincount(stream(seed, number, "bootstrap").integers(0, num_groups, num_groups), minlength=num_groups)
             for number in range(start, min(start + at_once, resamples))
         ]
-        yield np.stack(counts, axis=1).astype(float)
+        yield np.stack(counts, axis=1).astype(float)[groups]
 
 
 def _score(value: float, drawn: Sequence[Float[np.ndarray, " R"]]) -> Score:

@@ -9,7 +9,7 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, roc_auc_sco
 
 from pathfm.errors import UserError
 from pathfm.evaluate import metrics
-from pathfm.evaluate.metrics import Score, scores
+from pathfm.evaluate.metrics import Score, differences, mean_scores, scores
 from pathfm.random_streams import stream
 
 
@@ -88,6 +88,88 @@ def test_intervals_equal_a_plain_loop_over_the_same_resamples(num_samples: int, 
         low, high = np.percentile([one[name] for one in drawn if name in one], [2.5, 97.5])
         assert (score.low, score.high) == pytest.approx((low, high), abs=1e-12)
         assert score.low < score.value < score.high
+
+
+def _rows_of_drawn_groups(groups: np.ndarray, number: int) -> np.ndarray:
+    names = np.unique(groups)
+    drawn = stream(9, number, "bootstrap").integers(0, len(names), len(names))
+    return np.concatenate([np.flatnonzero(groups == names[place]) for place in drawn])
+
+
+@pytest.mark.parametrize(("num_groups", "classes", "levels"), [(7, 2, 2), (12, 4, 1), (25, 3, 1000)])
+def test_intervals_over_groups_equal_a_plain_loop_that_draws_whole_groups(num_groups: int, classes: int, levels: int):
+    probabilities, labels = _sample(80, classes, levels, seed=5)
+    groups = 3 * np.random.default_rng(1).integers(0, num_groups, 80) + 2  # numbers need not be dense
+    found = scores(*map(torch.from_numpy, (probabilities, labels)), groups=torch.from_numpy(groups), seed=9)
+    drawn = []
+    for number in range(1000):
+        rows = _rows_of_drawn_groups(groups, number)
+        drawn.append(_by_scikit_learn(probabilities[rows], labels[rows]))
+    for name, score in found.items():
+        low, high = np.percentile([one[name] for one in drawn if name in one], [2.5, 97.5])
+        assert (score.low, score.high) == pytest.approx((low, high), abs=1e-12)
+
+
+def test_samples_that_are_their_own_group_have_the_interval_of_samples():
+    probabilities, labels = map(torch.from_numpy, _sample(60, 3, 1000, seed=2))
+    assert scores(probabilities, labels, groups=torch.arange(60)) == scores(probabilities, labels)
+
+
+def test_alike_tiles_of_few_slides_make_a_wide_interval():
+    """Twenty slides of fifty tiles that are all right or all wrong tell no more than twenty tiles."""
+    slides = np.arange(20).repeat(50)
+    labels = slides % 2
+    told = np.where(slides % 4 < 3, labels, 1 - labels)
+    probabilities = torch.from_numpy(np.eye(2)[told])
+    of_tiles = scores(probabilities, torch.from_numpy(labels))["acc"]
+    of_slides = scores(probabilities, torch.from_numpy(labels), groups=torch.from_numpy(slides))["acc"]
+    assert of_slides.value == of_tiles.value == 0.75
+    assert (of_slides.high - of_slides.low) > 5 * (of_tiles.high - of_tiles.low)
+
+
+def test_a_mean_over_tries_is_of_each_resample_not_of_intervals():
+    tries = [_sample(40, 3, 1000, seed)[0] for seed in range(3)]
+    labels = _sample(40, 3, 1000, 0)[1]
+    found = mean_scores(list(map(torch.from_numpy, tries)), torch.from_numpy(labels), resamples=100, seed=9)
+    drawn = []
+    for number in range(100):
+        rows = stream(9, number, "bootstrap").integers(0, 40, 40)
+        of_tries = [_by_scikit_learn(one[rows], labels[rows]) for one in tries]
+        drawn.append({name: np.mean([one[name] for one in of_tries]) for name in of_tries[0]})
+    for name, score in found.items():
+        assert score.value == pytest.approx(np.mean([_by_scikit_learn(one, labels)[name] for one in tries]))
+        expected = np.percentile([one[name] for one in drawn], [2.5, 97.5])
+        assert (score.low, score.high) == pytest.approx(tuple(expected), abs=1e-12)
+
+
+def test_differences_equal_a_plain_loop_over_the_same_resamples_of_both():
+    labels = _sample(80, 3, 1000, 0)[1]
+    one, other = _sample(80, 3, 1000, 0)[0], _sample(80, 3, 5, 4)[0]
+    groups = np.random.default_rng(1).integers(0, 15, 80)
+    found = differences(
+        [torch.from_numpy(one)],
+        [torch.from_numpy(other)],
+        torch.from_numpy(labels),
+        groups=torch.from_numpy(groups),
+        resamples=150,
+        seed=9,
+    )
+    drawn = []
+    for number in range(150):
+        rows = _rows_of_drawn_groups(groups, number)
+        first, second = (_by_scikit_learn(side[rows], labels[rows]) for side in (one, other))
+        drawn.append({name: first[name] - second[name] for name in first})
+    whole = [_by_scikit_learn(side, labels) for side in (one, other)]
+    for name, score in found.items():
+        expected = np.percentile([one[name] for one in drawn], [2.5, 97.5])
+        assert score.value == pytest.approx(whole[0][name] - whole[1][name], abs=1e-12)
+        assert (score.low, score.high) == pytest.approx(tuple(expected), abs=1e-12)
+
+
+def test_a_backbone_differs_from_itself_by_nothing():
+    probabilities, labels = map(torch.from_numpy, _sample(60, 3, 1000, seed=2))
+    found = differences([probabilities], [probabilities], labels, resamples=100)
+    assert set(found.values()) == {Score(0.0, 0.0, 0.0)}
 
 
 def test_an_interval_does_not_depend_on_how_many_resamples_come_at_once(monkeypatch):
