@@ -259,7 +259,7 @@ def _facts(run: Run, queued: Queued) -> str:
         "begun by": _writer(run),
         "logs": _newest_log(run),
         "checkpoints": _listing(run.checkpoints, "step_*"),
-        "exports": _listing(run.exports, "teacher_*.safetensors"),
+        "exports": _listing(run.exports, "teacher_[0-9]*.safetensors"),
         "accidents": _listing(run.accidents, "*.json"),
         "W&B": _wandb(run, group(settings, "wandb")),
     }
