@@ -44,12 +44,14 @@ _log = get_logger(__name__)
 MANIFEST = "features.json"
 NAMES = "names.csv"  # row, file, cohort, label, class of every sample
 Part = Literal["cls", "mean_patch", "patches"]
+Dtype = Literal["fp32", "fp16"]
 PARTS: tuple[Part, ...] = get_args(Part)
+DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 _WORK = ".features"  # blocks that are not yet put together, and what they are
 _BLOCK_ROWS, _BLOCK_BYTES = 1024, 256 << 20  # of a block at most; as much is lost, for each rank, at a SIGKILL
 _LOOKED_AT = 16  # samples
 _SECONDS_BETWEEN_LOOKS = 0.2
-_DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+_TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Wanted:
     side: int  # px at which tiles are seen (`pathfm.data.labelled.at_side`)
     parts: tuple[Part, ...] = ("cls",)
     last_blocks: int = 1  # after each of them the last norm, as `ViT.intermediate_layers` does; oldest first
-    dtype: Literal["fp32", "fp16"] = "fp32"  # as stored
+    dtype: Dtype = "fp32"  # as stored
     precision: Literal["fp32", "bf16"] = "fp32"  # autocast while computing
 
 
@@ -223,7 +225,7 @@ class _Work:
 
     @property
     def dtype(self) -> torch.dtype:
-        return _DTYPES[self.wanted.dtype]
+        return _TORCH_DTYPES[self.wanted.dtype]
 
     @property
     def blocks(self) -> Blocks:

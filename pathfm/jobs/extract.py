@@ -1,4 +1,4 @@
-"""`pathfm extract`: regions or tiles through a frozen patch backbone to features, packed, as files, or by slide."""
+"""`pathfm extract`: regions, tiles or a data set through a frozen patch backbone to features."""
 
 import shlex
 import sys
@@ -16,9 +16,11 @@ from pathfm.dist.collect import decided_by_first
 from pathfm.dist.env import Ranks, ranks_from_environment
 from pathfm.dist.groups import Team, device_of, joined, run_rank
 from pathfm.errors import EXIT_INTERRUPTED, UserError
+from pathfm.features.array_files import FORMATS
 from pathfm.features.blocks import Blocks
 from pathfm.features.extract import Extractor
 from pathfm.features.frozen import FrozenBackbone
+from pathfm.jobs import extract_dataset
 from pathfm.jobs.extraction import Extraction, begin, finish, plan
 from pathfm.lifecycle.signals import noted
 from pathfm.log import get_logger, progress, start_logging
@@ -32,7 +34,10 @@ _PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
 
 def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
-    arguments = _parser().parse_args(words)
+    parser = _parser()
+    arguments = parser.parse_args(words)
+    extract_dataset.demand_options(arguments, parser)
+    arguments.format = arguments.format or ("npy" if arguments.dataset else "packed")
     arguments.command = shlex.join(["pathfm", "extract", *words])
     ranks = ranks_from_environment()
     start_logging(speak=ranks.is_first)
@@ -43,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _extract(arguments: Namespace, ranks: Ranks) -> int:
     """Extract what is missing, and put all together once nothing is. The same exit status on every rank."""
+    if arguments.dataset:
+        return extract_dataset.extract(arguments, ranks, _device(arguments, ranks))
     extraction = plan(arguments)
     device = _device(arguments, ranks)
     with ExitStack() as stack:
@@ -126,7 +133,8 @@ def _with_progress(extraction: Extraction, own: Sequence[int], written: Iterator
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         "pathfm extract",
-        description="Features of regions by a frozen patch backbone: [npatch, width] each, row-major over the grid. "
+        description="Features of regions by a frozen patch backbone: [npatch, width] each, row-major over the grid; "
+        "or of every sample of a data set: arrays [samples, last blocks, width]. "
         "Killed at any moment, the same command goes on. Several ranks (torchrun, or a Slurm step) share the work.",
         epilog="Exit status: 75 when told to leave (TERM, USR2, Ctrl-C) before the end.",
         allow_abbrev=False,
@@ -138,6 +146,7 @@ def _parser() -> ArgumentParser:
         help="region images, or with --table their tiles: a folder, a tar, or a data set string",
     )
     source.add_argument("--tiles", metavar="SOURCE", help="tiles, for --slides")
+    source.add_argument("--dataset", metavar="DATASET", help="a data set, like KNN:root=FOLDER:split=test")
     parser.add_argument(
         "--weights", type=Path, required=True, help="a run's exports/teacher_*, or weights of DINO or HIPT"
     )
@@ -170,12 +179,22 @@ def _parser() -> ArgumentParser:
         help="pad: lay smaller images, and cells without a tile, on white; the manifest says which cells",
     )
     parser.add_argument(
-        "--format", choices=("packed", "files"), default="packed", help="one tar and its index, or NAME.pt"
+        "--format",
+        choices=("packed", "files", *FORMATS),
+        help="packed: one tar and its index (default); files: NAME.pt; with --dataset: npy (default) or safetensors",
     )
     parser.add_argument("--precision", choices=tuple(_PRECISIONS), default="fp32", help="bf16: autocast, for GPUs")
-    parser.add_argument("--batch-size", type=_positive, default=64, help="patches at once (default: 64)")
-    parser.add_argument("--readers", type=_positive, default=2, help="threads that decode ahead (default: 2)")
+    parser.add_argument(
+        "--batch-size", type=_positive, default=64, help="patches, or tiles of --dataset, at once (default: 64)"
+    )
+    parser.add_argument(
+        "--readers",
+        type=_positive,
+        default=2,
+        help="threads (with --dataset: processes) that decode ahead (default: 2)",
+    )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    extract_dataset.add_options(parser)
     return parser
 
 

@@ -16,7 +16,7 @@ from pathfm.jobs.submit import checked_name, to_submit_again
 from pathfm.launch.local import gpus_of_this_machine, run_local
 from pathfm.launch.payload import one_process_per_gpu
 
-_FILES = ("regions", "tiles", "table")  # what is read beside the weights
+_FILES = ("regions", "tiles", "dataset", "table")  # what is read beside the weights
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,8 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         "extract.py",
-        description="Extract features of regions or slides on a cluster: 'pathfm extract', started again until it is "
-        "done. Several weights make an array, one job each, in folders of their own below --output.",
+        description="Extract features of regions, slides or data sets on a cluster: 'pathfm extract', started again "
+        "until it is done. Several weights make an array, one job each, in folders of their own below --output.",
         epilog="All other options are those of 'pathfm extract', which lists them with --help.",
         allow_abbrev=False,
     )
@@ -52,6 +52,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--output", required=True, type=Path, metavar="FOLDER")
     parser.add_argument("--regions", metavar="SOURCE", help="a folder, a tar or a data set of region images")
     parser.add_argument("--tiles", metavar="SOURCE", help="likewise of tiles")
+    parser.add_argument("--dataset", metavar="DATASET", help="a data set, like KNN:root=FOLDER:split=test")
     parser.add_argument("--table", metavar="CSV", help="what 'pathfm extract' reads of slides and places")
     parser.add_argument("--cluster", choices=("auto", "slurm", "local"), default="auto", help="auto: Slurm")
     parser.add_argument("--dry-run", action="store_true", help="print what would be submitted, and stop")
@@ -93,7 +94,7 @@ def _source(arguments: Namespace, name: str) -> _Source | None:
     text: str | None = getattr(arguments, name)
     if text is None:
         return None
-    if is_dataset_string(text):
+    if is_dataset_string(text) or name == "dataset":
         return _Source(text, tuple(folders_of(text)))
     return _Source(str(Path(text).absolute()), (Path(text).absolute(),))
 
@@ -105,8 +106,11 @@ def _label(weights: Path) -> str:
 
 
 def _problems(arguments: Namespace, works: Sequence[Work]) -> Iterator[str]:
-    if not (arguments.regions or arguments.tiles):
-        yield "nothing to extract from is named; add --regions SOURCE, or --tiles SOURCE with --slides"
+    named = [f"--{name}" for name in ("regions", "tiles", "dataset") if getattr(arguments, name)]
+    if not named:
+        yield "nothing to extract from is named; add --regions SOURCE, --tiles SOURCE with --slides, or --dataset"
+    if len(named) > 1:
+        yield f"{' and '.join(named)} are extractions of their own; give them one call each"
     yield from (f"there is no {path}" for path in arguments.weights if not path.exists())
     for name in _FILES:
         source = _source(arguments, name)

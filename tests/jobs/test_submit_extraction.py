@@ -101,6 +101,22 @@ def test_nothing_to_extract_from_is_said(place: Path) -> None:
         main(["--weights", "runs/vits/exports/teacher_00000100.pth", "--output", "x"])
 
 
+def test_a_data_set_is_named_in_place_of_regions(place: Path, capsys: Capture) -> None:
+    (place / "tiles").mkdir()
+    dataset = f"KNN:root={place / 'tiles'}:split=test"
+    command = ["--dataset", dataset, *words(place, "--dry-run", "--features", "cls,patches")[2:]]
+    assert main(command) == 0
+    _, tail = _parted(starts(capsys.readouterr().out)[0])
+    assert tail[:2] == ["--dataset", dataset]
+    assert tail[-2:] == ["--features", "cls,patches"]
+    with pytest.raises(UserError, match="--regions and --dataset are extractions of their own"):
+        main(words(place, "--dataset", dataset))
+    with pytest.raises(UserError, match="there is no KNN:root=nowhere:split=test"):
+        main(["--dataset", "KNN:root=nowhere:split=test", *command[2:-3]])
+    with pytest.raises(UserError, match="no data set is called 'tiles'"):
+        main(["--dataset", "tiles", *command[2:]])
+
+
 def test_two_weights_of_one_name_do_not_share_a_folder(place: Path) -> None:
     with pytest.raises(UserError, match="two of the weights would be extracted into"):
         main(words(place, steps=(100, 100)))
