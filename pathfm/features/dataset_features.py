@@ -32,6 +32,7 @@ from pathfm.dist.env import Ranks
 from pathfm.errors import UserError, listed
 from pathfm.features.array_files import Array, ArrayFormat, array_files, open_arrays, write_arrays
 from pathfm.features.blocks import Blocks
+from pathfm.features.extract import ahead
 from pathfm.features.frozen import architecture_of
 from pathfm.features.resume import begin_or_go_on, demand_free, read_manifest
 from pathfm.files import write_json, written_aside
@@ -48,7 +49,7 @@ Dtype = Literal["fp32", "fp16"]
 PARTS: tuple[Part, ...] = get_args(Part)
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 _WORK = ".features"  # blocks that are not yet put together, and what they are
-_BLOCK_ROWS, _BLOCK_BYTES = 1024, 256 << 20  # of a block at most; as much is lost, for each rank, at a SIGKILL
+_BLOCK_ROWS, _BLOCK_BYTES = 1024, 128 << 20  # of a block at most; as much is lost, for each rank, at a SIGKILL
 _LOOKED_AT = 16  # samples
 _SECONDS_BETWEEN_LOOKS = 0.2
 _TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
@@ -245,11 +246,12 @@ class _Work:
         own = missing[self.ranks.rank :: self.ranks.world_size]
         batches = [batch for block in own for batch in self._batches_of(block)]
         tiles = load_tiles(self.dataset, batches, self.wanted.side, num_workers=self.num_workers)
+        names = ahead(self._names_of, own, threads=1)  # a name takes as long as a tile does on a GPU
         rounds: Iterator[int] = iter(range(self.ranks.rank, len(missing) + self.ranks.rank, self.ranks.world_size))
         if self.ranks.is_first:
             rounds = progress(rounds, "extracting", len(self.dataset), "samples", partial(self._behind, missing))
         for place in rounds:
-            if not self._extract_block(missing[place] if place < len(missing) else None, tiles):
+            if not self._extract_block(missing[place] if place < len(missing) else None, tiles, names):
                 return False
         return not agree_any(not self.go_on())
 
@@ -258,54 +260,45 @@ class _Work:
         still = len(missing) - place - self.ranks.world_size
         return len(self.dataset) - max(0, still) * self.blocks.block_items
 
-    def _extract_block(self, block: int | None, tiles: Iterator[Tiles]) -> bool:
-        """Write it. A rank that has none left says so to the others' every question, too."""
-        batches = self._batches_of(block) if block is not None else []
-        features, notes = [], []
-        for number in range(-(-self.blocks.block_items // self.batch_size)):
+    def _extract_block(self, block: int | None, tiles: Iterator[Tiles], names: Iterator[list[str]]) -> bool:
+        """Write it, NaN where a row could not be decoded. A rank that has none left votes with the others, too."""
+        rows = self.blocks.items_of(block) if block is not None else range(0)
+        features = torch.full((len(rows), *self.shape), math.nan, dtype=self.dtype)
+        reasons: dict[int, str] = {}
+        for first in range(0, self.blocks.block_items, self.batch_size):
             if agree_any(not self.go_on()):
                 return False
-            if number < len(batches):
+            if batch := rows[first : first + self.batch_size]:
                 found = next(tiles)
-                features.append(self._features(batches[number], found))
-                notes += self._notes(batches[number], found)
+                features[found.rows - rows.start] = self._computed(found.images)
+                reasons |= _reasons(batch, found)
         if block is not None:
-            self.blocks.write(block, torch.cat(features), notes)
+            pairs = zip(rows, next(names), strict=True)
+            notes = [{"name": name} | ({"reason": reasons[row]} if row in reasons else {}) for row, name in pairs]
+            self.blocks.write(block, features, notes)
         return True
 
     def _batches_of(self, block: int) -> list[range]:
-        items = self.blocks.items_of(block)
-        return [items[first : first + self.batch_size] for first in range(0, len(items), self.batch_size)]
+        rows = self.blocks.items_of(block)
+        return [rows[first : first + self.batch_size] for first in range(0, len(rows), self.batch_size)]
 
-    def _features(self, rows: range, tiles: Tiles) -> Float[Tensor, "rows b t D"]:
-        """NaN where a row could not be decoded."""
-        features = torch.full((len(rows), *self.shape), math.nan, dtype=self.dtype)
-        if len(tiles.rows):
-            found = self._computed(tiles.images)
-            if not found.isfinite().all():
-                larger = "; they may exceed fp16, so take fp32" if self.wanted.dtype == "fp16" else ""
-                raise UserError(f"{self.model.path} gives features that are no finite numbers{larger}")
-            features[tiles.rows - rows.start] = found
-        return features
+    def _names_of(self, block: int) -> list[str]:
+        return list(map(self.dataset.name_of, self.blocks.items_of(block)))
 
     @torch.inference_mode()
     def _computed(self, images: UInt8[Tensor, "n 3 S S"]) -> Float[Tensor, "n b t D"]:
+        if not len(images):
+            return torch.empty((0, *self.shape), dtype=self.dtype)
         pixels = normalise_crops(images.to(self.device))
         autocast = self.wanted.precision == "bf16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=autocast):
             layers = self.model.vit.intermediate_layers(pixels, self.wanted.last_blocks)
         kept = [torch.cat([_tokens_of(layer, part) for part in self.tokens], dim=1) for layer in layers]
-        return torch.stack(kept, dim=1).to(self.dtype).cpu()
-
-    def _notes(self, rows: range, tiles: Tiles) -> list[dict[str, str]]:
-        """Of every row its name, and why it could not be decoded."""
-        names = list(map(self.dataset.name_of, rows))
-        readable = {*tiles.rows.tolist()}
-        reasons = iter(tiles.unreadable)
-        return [
-            {"name": name} if row in readable else {"name": name, "reason": next(reasons).removeprefix(f"{name}: ")}
-            for row, name in zip(rows, names, strict=True)
-        ]
+        features = torch.stack(kept, dim=1).to(self.dtype).cpu()
+        if not features.isfinite().all():
+            larger = "; they may exceed fp16, so take fp32" if self.wanted.dtype == "fp16" else ""
+            raise UserError(f"{self.model.path} gives features that are no finite numbers{larger}")
+        return features
 
     def assemble(self) -> bool:
         """Rank 0 puts the blocks together, piece by piece, while the others wait for it: so none waits too long."""
@@ -347,7 +340,7 @@ class _Work:
                 notes = self.blocks.block(block)[1]
                 for row, note in zip(self.blocks.items_of(block), notes, strict=True):
                     if "reason" in note:
-                        left_out.append(LeftOut(row, note["name"], note["reason"]))
+                        left_out.append(LeftOut(row, note["name"], note["reason"].removeprefix(f"{note['name']}: ")))
                     label = dataset.label(row) if labelled else None
                     table.writerow([row, note["name"], dataset.cohort_of(row), label, self._class_name(label)])
                 yield
@@ -387,6 +380,12 @@ class _Work:
             },
             "versions": {name: version(name) for name in ("pathfm", "torch", "numpy", "pillow", "simplejpeg")},
         }
+
+
+def _reasons(rows: range, tiles: Tiles) -> dict[int, str]:
+    """Why rows could not be decoded."""
+    readable = {*tiles.rows.tolist()}
+    return dict(zip((row for row in rows if row not in readable), tiles.unreadable, strict=True))
 
 
 def _tokens_of(layer: Features, part: Part) -> Float[Tensor, "n t D"]:
