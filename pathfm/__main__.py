@@ -16,6 +16,7 @@ VERBS = {
     "schedule": "print and draw all schedules of a recipe",
     "train": "train on this machine (the ancestors' -m pathfm.train)",
     "extract": "features of regions, tiles and slides by a frozen backbone",
+    "evaluate": "what backbones are worth on labelled tiles; with --follow: tune a run beside the job that trains it",
     "dense": "score a frozen backbone by segmentation or dense regression",
     "attention": "pictures of what the [CLS] token looks at in a region",
     "checkpoints": "list and verify the checkpoints of a run",
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[0] not in VERBS:
         print(f"error: no verb '{words[0]}'\n{_usage()}", file=sys.stderr)
         return 2
-    if words[0] in ("train", "extract", "dense"):
+    if words[0] in ("train", "extract", "evaluate", "dense"):
         from pathfm.lifecycle.signals import take_notes
 
         take_notes()  # before torch is imported, which takes seconds in which a signal may come

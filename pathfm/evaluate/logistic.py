@@ -4,7 +4,6 @@ N query samples   T test samples   D width   C classes
 """
 
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,20 +31,24 @@ class ChosenC:
 
 
 def choose_c(
-    features: Float[np.ndarray, "N D"], labels: Int[np.ndarray, " N"], folds: Int[np.ndarray, " N"], cs: Sequence[float]
+    features: Float[np.ndarray, "N D"],
+    labels: Int[np.ndarray, " N"],
+    folds: Int[np.ndarray, " N"],
+    settings: LogisticSettings,
 ) -> ChosenC:
     """The mean over folds of the mean over samples, each fold predicted from the others; of equal ones the smaller C.
 
     Cross-entropy, not accuracy: C changes how sure the model is long before it changes what it says.
     """
     num_classes = int(labels.max()) + 1
-    losses: dict[float, list[float]] = {c: [] for c in sorted(cs)}
+    losses: dict[float, list[float]] = {c: [] for c in sorted(settings.cs)}
     for fold in np.unique(folds):
         kept, held = folds != fold, folds == fold
         if len(np.unique(labels[kept])) < 2:
             continue
         for c, of_c in losses.items():
-            found = fit_and_predict(features[kept], labels[kept], features[held], num_classes, c)
+            limit = settings.max_iterations
+            found = fit_and_predict(features[kept], labels[kept], features[held], num_classes, c, max_iterations=limit)
             of_c.append(_cross_entropy(found, labels[held]))
     if not next(iter(losses.values())):
         raise UserError("no fold of the query split leaves two classes to learn from; give more groups of each class")

@@ -9,7 +9,7 @@ from sklearn.preprocessing import StandardScaler
 
 from pathfm.errors import UserError
 from pathfm.evaluate.folds import folds_by_group
-from pathfm.evaluate.logistic import choose_c, fit_and_predict
+from pathfm.evaluate.logistic import LogisticSettings, choose_c, fit_and_predict
 
 
 def _blobs(number: int, seed: int, classes: int = 3) -> tuple[np.ndarray, np.ndarray]:
@@ -28,7 +28,7 @@ def test_c_is_what_a_grid_search_over_the_same_folds_chooses():
     search = GridSearchCV(
         pipeline, {"logisticregression__C": cs}, cv=PredefinedSplit(folds), scoring="neg_log_loss"
     ).fit(features, labels)
-    found = choose_c(features, labels, folds, cs)
+    found = choose_c(features, labels, folds, LogisticSettings(cs=tuple(cs)))
     assert found.c == search.best_params_["logisticregression__C"]
     assert found.cross_entropy == pytest.approx(-search.best_score_, abs=1e-6)
 
@@ -59,7 +59,7 @@ def test_a_few_samples_are_standardised_by_all_of_the_split():
 
 def test_folds_that_leave_one_class_cannot_choose():
     with pytest.raises(UserError, match="no fold of the query split leaves two classes"):
-        choose_c(np.ones((4, 2)), np.array([0, 0, 1, 1]), np.array([0, 0, 1, 1]), [1.0])
+        choose_c(np.ones((4, 2)), np.array([0, 0, 1, 1]), np.array([0, 0, 1, 1]), LogisticSettings())
 
 
 def test_without_scikit_learn_the_error_says_what_to_install(monkeypatch):
