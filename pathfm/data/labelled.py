@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from pathfm.data.config import MAX_PIXELS
 from pathfm.data.decode import DecodeError, decode
 from pathfm.data.loader import ImageDataset, load_items
+from pathfm.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -66,14 +67,20 @@ def at_side(image: UInt8[np.ndarray, "H W 3"], side: int) -> UInt8[np.ndarray, "
 
 
 @dataclass(frozen=True)
-class _TileBatches(Dataset[Tiles]):
-    """It travels to the workers by pickle."""
+class _TileBatches(Dataset[Tiles | UserError]):
+    """It travels to the workers by pickle. A user's mistake is handed over as a value, as `load_items` wants it."""
 
     dataset: ImageDataset
     side: int
     max_pixels: int
 
-    def __getitem__(self, rows: Sequence[int]) -> Tiles:
+    def __getitem__(self, rows: Sequence[int]) -> Tiles | UserError:
+        try:
+            return self._tiles(rows)
+        except UserError as error:
+            return error
+
+    def _tiles(self, rows: Sequence[int]) -> Tiles:
         self.dataset.will_need(list(rows))
         images, readable, unreadable = [], [], []
         for row in rows:

@@ -208,6 +208,8 @@ def is_header(record: bytes) -> bool:
     if len(record) < RECORD:
         return False
     claimed = number(record[148:156])
+    if claimed is None:
+        return False
     unsigned = sum(record) - sum(record[148:156]) + 8 * ord(" ")
     if claimed == unsigned:
         return True
