@@ -9,6 +9,7 @@ from hypothesis import strategies as some
 from pathfm.data.datasets import KNN
 from pathfm.data.decode import decode
 from pathfm.data.labelled import at_side, load_tiles, share_of
+from pathfm.errors import UserError
 from tests.labelled import make_labelled
 
 
@@ -45,6 +46,16 @@ def test_a_tile_that_cannot_be_decoded_is_left_out_and_named(query: KNN, monkeyp
     assert len(tiles.images) == 2
     (named,) = tiles.unreadable
     assert named.startswith(f"{query.name_of(1)}: ")
+
+
+def test_a_tar_that_was_cut_meanwhile_is_one_line_from_a_worker_too(tmp_path):
+    root = make_labelled(tmp_path)
+    cut = KNN(root, "test")
+    with (root / "downstream_dataset.tar").open("r+b") as tar:
+        tar.truncate(2048)
+    with pytest.raises(UserError, match=r"downstream_dataset\.tar") as caught:
+        list(load_tiles(cut, [[20]], 64, num_workers=1))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
