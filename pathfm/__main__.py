@@ -18,6 +18,7 @@ VERBS = {
     "extract": "features of regions, tiles and slides by a frozen backbone",
     "evaluate": "what backbones are worth on labelled tiles; with --follow: tune a run beside the job that trains it",
     "dense": "score a frozen backbone by segmentation or dense regression",
+    "export": "weights as timm, transformers, torch.hub and onnxruntime load them",
     "attention": "pictures of what the [CLS] token looks at in a region",
     "checkpoints": "list and verify the checkpoints of a run",
     "doctor": "examine this machine, the run's folders and the cluster before a run does",

@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from safetensors.torch import save
 from torch import Tensor
 
 from pathfm.errors import UserError
@@ -114,6 +116,11 @@ def positions_at(vit: ViT, image_size: int) -> Tensor:
             vit.pos_embed[0, 1:], (side, side), antialias=vit.interpolate_antialias, offset=vit.interpolate_offset
         )
         return torch.cat([vit.pos_embed[:, :1], patches[None]], dim=1)
+
+
+def save_tensors(weights: Mapping[str, Tensor], path: Path) -> None:
+    """A safetensors file that whoever may read its folder can read: `save_file` keeps it from all others."""
+    path.write_bytes(save(saved(weights), metadata={"format": "pt"}))
 
 
 def saved(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

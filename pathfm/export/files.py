@@ -7,10 +7,9 @@ from pathlib import Path
 
 import torch
 import yaml
-from safetensors.torch import save_file
 
 from pathfm.errors import UserError
-from pathfm.export.carried import Written, demand_images, saved, shape_of
+from pathfm.export.carried import Written, demand_images, save_tensors, saved, shape_of
 from pathfm.models.pretrained import Pretrained
 
 _NO_SETTINGS_OF_WEIGHTS = {"pretrained_weights", "pretrained_allow", "freeze_blocks", "attention", "block_chunks"}
@@ -35,7 +34,7 @@ cls, patches = features["x_norm_clstoken"], features["x_norm_patchtokens"]"""
 def write_safetensors(folder: Path, model: Pretrained, image_size: int | None) -> Written:
     """model.safetensors: the backbone, nothing renamed."""
     _demand_no_size(image_size, "safetensors")
-    save_file(saved(model.vit.state_dict()), folder / "model.safetensors", metadata={"format": "pt"})
+    save_tensors(model.vit.state_dict(), folder / "model.safetensors")
     _write_settings(folder, model)
     return Written(_size(model), True, _loading_here("model.safetensors"))
 

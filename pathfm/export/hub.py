@@ -69,7 +69,7 @@ def hub_model(weights: str) -> HubModel:
         raise UserError(
             f"{weights} reads patch features, not images; load it by pathfm.models.pretrained.load_backbone"
         )
-    return HubModel(model.vit)
+    return HubModel(model.vit).eval()
 
 
 def official_model(arch: Architecture, num_registers: int, weights: str | None, *, pretrained: bool) -> HubModel:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from pathfm.batch import IMAGENET_MEAN, IMAGENET_STD
@@ -17,7 +16,7 @@ from pathfm.export.carried import (
     Written,
     demand_images,
     positions_at,
-    saved,
+    save_tensors,
     shape_of,
     whole_patches,
     with_biases,
@@ -69,7 +68,7 @@ def write_huggingface(folder: Path, model: Pretrained, image_size: int | None) -
         weights["mask_token"] = torch.zeros(1, shape.width)
     config = config_of(shape, shape.learned_size if any_size else size, has_mask_token="mask_token" in weights)
     weights = their_names(with_layerscale(with_biases(weights), shape.depth))
-    save_file(saved(weights), folder / "model.safetensors", metadata={"format": "pt"})
+    save_tensors(weights, folder / "model.safetensors")
     write_json(folder / "config.json", config)
     write_json(folder / "preprocessor_config.json", preprocessor_of(size))
     return Written(size, any_size, _loading(shape, config["architectures"][0]), tuple(_notes(shape, size, any_size)))

@@ -29,6 +29,7 @@ def export_teacher(
             torch.save({"teacher": weights}, aside)
         with written_aside(tensors) as aside:
             save_file(weights, aside, metadata={"format": "pt", "step": str(step)})
+            aside.chmod(pth.stat().st_mode)  # save_file lets nobody else read
     except (RuntimeError, SafetensorError) as error:  # both wrap the operating system's error
         raise OSError(" ".join(str(error).split())) from error
     return pth, tensors

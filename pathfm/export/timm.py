@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from pathfm.batch import IMAGENET_MEAN, IMAGENET_STD
@@ -14,7 +13,7 @@ from pathfm.export.carried import (
     Written,
     demand_images,
     positions_at,
-    saved,
+    save_tensors,
     shape_of,
     whole_patches,
     with_biases,
@@ -56,7 +55,7 @@ def write_timm(folder: Path, model: Pretrained, image_size: int | None) -> Writt
     name, arguments = model_of(shape)
     arguments |= {"img_size": size_there, "num_classes": 0} | ({"dynamic_img_size": True} if any_size else {})
     weights = {**vit.state_dict(), "pos_embed": positions_at(vit, size_there)}
-    save_file(saved(their_names(weights, shape)), folder / "model.safetensors", metadata={"format": "pt"})
+    save_tensors(their_names(weights, shape), folder / "model.safetensors")
     write_json(folder / "config.json", config_of(name, arguments, shape.width, size))
     return Written(size, any_size, _loading(shape), tuple(_notes(shape, size, any_size)))
 

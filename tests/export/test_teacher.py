@@ -14,4 +14,5 @@ def test_both_files_hold_the_same_weights_under_the_ancestors_keys(tmp_path: Pat
     old, new = torch.load(pth, weights_only=True), load_file(tensors)
     assert old.keys() == {"teacher"}
     assert old["teacher"].keys() == new.keys() == teacher.keys()
+    assert tensors.stat().st_mode == pth.stat().st_mode  # whoever may read one may read the other
     assert all(torch.equal(teacher[name], found[name]) for found in (old["teacher"], new) for name in teacher)
