@@ -3,9 +3,12 @@
 import itertools
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from pathfm.batch import normalise_crops
 from pathfm.errors import UserError
 from pathfm.export.carried import Written, shape_of
 from pathfm.export.huggingface import write_huggingface
@@ -54,15 +57,13 @@ def test_every_variant_gives_our_features_at_the_learned_size_and_at_another(tar
         assert verdict.largest_difference < TOLERANCE
 
 
-@pytest.mark.parametrize("variant", [VARIANTS[1], {**VARIANTS[-1], **WITHOUT}], ids=words)
-def test_onnxruntime_gives_our_features_of_any_number_of_images(variant, tmp_path):
+@pytest.mark.parametrize(("variant", "size"), [(VARIANTS[1], None), ({**VARIANTS[-1], **WITHOUT}, 96)], ids=str)
+def test_onnxruntime_gives_our_features_of_any_number_of_images(variant, size, tmp_path):
     demand_library("onnx")
     model = tiny(**variant)
-    for size in (None, 6 * model.vit.patch_size):
-        folder = tmp_path / str(size)
-        folder.mkdir()
-        written = write_onnx(folder, model, size)
-        assert verify("onnx", folder, model.vit, [written.image_size]).largest_difference < TOLERANCE
+    written = write_onnx(tmp_path, model, size)
+    assert written.image_size == (size or 56)
+    assert verify("onnx", tmp_path, model.vit, [written.image_size]).largest_difference < TOLERANCE
 
 
 @pytest.mark.parametrize("ffn_layer", ["mlp", "swiglu"])
@@ -112,6 +113,29 @@ def test_an_image_size_that_is_no_whole_number_of_patches_is_one_line(target, tm
     demand_library(target)
     with pytest.raises(UserError, match=r"--image-size 60 is not a whole number of 14 px patches; take 56 or 70"):
         WRITERS[target](tmp_path, tiny(), 60)
+
+
+def test_a_folder_for_timm_is_also_what_its_hub_takes(tmp_path):
+    timm = pytest.importorskip("timm")
+    model = tiny(num_register_tokens=4)
+    write_timm(tmp_path, model, 84)
+    theirs = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    images = torch.randn(2, 3, 84, 84)
+    torch.testing.assert_close(theirs(images), model.vit([images])[0].cls, atol=TOLERANCE, rtol=0)
+    with pytest.raises(AssertionError):
+        theirs(torch.randn(2, 3, 56, 56))  # positions of other sizes would be resampled in another way
+
+
+@pytest.mark.parametrize("registers", [0, 4])
+def test_transformers_finds_model_and_preprocessing_by_themselves(registers, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    write_huggingface(tmp_path, tiny(num_register_tokens=registers), 56)
+    model = transformers.AutoModel.from_pretrained(tmp_path)
+    assert type(model).__name__ == ("Dinov2WithRegistersModel" if registers else "Dinov2Model")
+    tile = np.random.default_rng(0).integers(0, 256, (56, 56, 3), np.uint8)
+    found = transformers.AutoImageProcessor.from_pretrained(tmp_path)(Image.fromarray(tile), return_tensors="pt")
+    expected = normalise_crops(torch.from_numpy(tile).permute(2, 0, 1)[None])
+    torch.testing.assert_close(found["pixel_values"], expected, atol=1e-5, rtol=0)
 
 
 def test_official_models_go_by_their_name_in_timm():
