@@ -259,7 +259,9 @@ def _parser() -> ArgumentParser:
     parser.add_argument(
         "--cache-gib", type=float, default=4.0, help="memory for tokens; more are computed anew (default: 4)"
     )
-    parser.add_argument("--output", metavar="FOLDER", help="default: results/dense_TASK_HEAD of the run of WEIGHTS")
+    parser.add_argument(
+        "--output", metavar="FOLDER", help="default: in results/ of the run of WEIGHTS, else in evaluations/"
+    )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     return parser
 

@@ -28,19 +28,18 @@ from pathfm.evaluate.dense.heads import FrozenTokens, Regression, Segmentation
 from pathfm.evaluate.dense.losses import IGNORED, is_known
 from pathfm.evaluate.dense.split import Split, split_by_csv, split_by_fields
 from pathfm.evaluate.dense.windows import windows_for
-from pathfm.jobs.arguments import CONFIGS
 from pathfm.jobs.extraction import student_named
-from pathfm.jobs.find_run import RUNS, find_run
+from pathfm.jobs.named_weights import NamedWeights, named_weights, recipe_of
 from pathfm.log import progress
 from pathfm.models.build import build_backbone
+from pathfm.models.config import StudentConfig
 from pathfm.models.pretrained import load_backbone
 from pathfm.models.vit import ViT
 from pathfm.random_streams import derived_seed
-from pathfm.recipe import find_config, read_recipe
 
-_RANDOM = "random:"
-_WEIGHTS = (".safetensors", ".pth", ".pt", ".bin")
+EVALUATIONS = Path("evaluations")
 _BY_FIELDS = "fields"
+_MOST_BY_FIELDS = 3000  # pictures: each edge is compared with every other
 BLOCKS = {"linear": 1, "multiscale": 4}  # DINOv2, section 7.4
 _SCALES = {"linear": (1.0,), "multiscale": (1.0, 1.5, 2.0)}
 
@@ -51,6 +50,7 @@ class Weights:
 
     vit: ViT
     facts: dict[str, Any]
+    label: str  # for names of folders
     run: Path | None = None  # the directory of the run whose export it is
 
 
@@ -93,48 +93,34 @@ def planned(arguments: Namespace) -> Plan:
     return Plan(arguments, weights, pairs, split, task, constant, sight, settings, output)
 
 
-def backbone_named(text: str, config: str | None, seed: int = 0) -> Weights:
-    """A file of weights or its folder; a run, whose best export counts, else its newest; or `random:RECIPE`."""
-    if text.startswith(_RANDOM):
-        return _random_backbone(text, seed)
-    path, run = Path(text).expanduser(), None
-    is_of_file = path.suffix in _WEIGHTS or path.is_file() or (path / "model.safetensors").is_file()
-    if not is_of_file:
-        run = find_run(text, RUNS)
-        path = _best_export(run.exports)
-    found = load_backbone(path, student_named(config))
-    if found.reads_features:
-        raise UserError(f"{path} reads patch features, not images; give the weights of a patch backbone")
-    facts = {"name": str(path), "sha256": found.sha256, "student": found.student.model_dump(mode="json")}
-    is_export = path.parent.name == "exports"
-    return Weights(found.vit, facts, run.directory if run else path.resolve().parent.parent if is_export else None)
+def backbone_named(text: str, config: str | None = None, seed: int = 0) -> Weights:
+    """Of a file, of a run's best export, else its newest, or random. Raises `UserError` for what reads no images."""
+    named = named_weights(text)
+    if named.path is None:
+        vit, student, digest = *_random_backbone(named, seed), None
+    else:
+        found = load_backbone(named.path, student_named(config))
+        vit, student, digest = found.vit, found.student, found.sha256
+    if student.feature_width is not None:
+        raise UserError(f"{text} reads patch features, not images; give the weights of a patch backbone")
+    facts = {"name": str(named.path or text), "sha256": digest, "student": student.model_dump(mode="json")}
+    is_export = named.path is not None and named.path.absolute().parent.name == "exports"
+    return Weights(vit, facts, named.label, named.path.absolute().parents[1] if named.path and is_export else None)
 
 
-def _random_backbone(text: str, seed: int) -> Weights:
-    recipe = read_recipe(find_config(text.removeprefix(_RANDOM), CONFIGS)).recipe
-    if recipe.student.feature_width is not None:
-        raise UserError(f"{text} reads patch features, not images; name the recipe of a patch backbone")
+def _random_backbone(named: NamedWeights, seed: int) -> tuple[ViT, StudentConfig]:
+    recipe = recipe_of(named)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(seed, 0, "random backbone"))
         vit = build_backbone(recipe.student, recipe.crops.global_crops_size, drop_path=False, has_mask_token=False)
-    facts = {"name": text, "sha256": None, "student": recipe.student.model_dump(mode="json")}
-    return Weights(vit.eval().requires_grad_(False), facts)
-
-
-def _best_export(exports: Path) -> Path:
-    for name in ("teacher_best", "teacher_[0-9]*"):
-        for suffix in (".safetensors", ".pth"):
-            if found := sorted(exports.glob(name + suffix), key=lambda path: (len(path.stem), path.stem)):
-                return found[-1]
-    raise UserError(f"{exports} holds no teacher yet; wait for the first export (checkpoint.export_every_steps)")
+    return vit.eval().requires_grad_(False), recipe.student
 
 
 def _output(arguments: Namespace, weights: Weights) -> Path:
     if arguments.output:
         return Path(arguments.output)
-    if weights.run is None:
-        raise UserError(f"{arguments.weights} is no export of a run; say by --output where the report is to go")
-    return weights.run / "results" / f"dense_{arguments.task}_{arguments.head}"
+    folder = weights.run / "results" if weights.run is not None else EVALUATIONS
+    return folder / f"dense_{arguments.task}_{arguments.head}_{weights.label}"
 
 
 def _known_device(name: str) -> Any:
@@ -155,6 +141,8 @@ def _reader(arguments: Namespace) -> ReadMask:
 
 def _split(arguments: Namespace, pairs: Pairs) -> Split:
     if arguments.split == _BY_FIELDS:
+        if len(pairs) > _MOST_BY_FIELDS:
+            raise UserError(f"--split fields is for at most {_MOST_BY_FIELDS:,} pictures; name a CSV that says which")
         images = [pairs.image(number) for number in progress(range(len(pairs)), "looking for fields", unit="pictures")]
         return split_by_fields(fields(images), arguments.seed)
     path, column = arguments.split, "split"
@@ -164,10 +152,7 @@ def _split(arguments: Namespace, pairs: Pairs) -> Split:
 
 
 def _largest(pairs: Pairs, numbers: Sequence[int]) -> tuple[int, int]:
-    sizes = [
-        pairs.images.size_px(pairs.image_numbers[number]) or pairs.image(number).shape[:2]
-        for number in progress(numbers, "looking at sizes", unit="pictures")
-    ]
+    sizes = [pairs.size_px(number) for number in progress(numbers, "looking at sizes", unit="pictures")]
     return max(height for height, _ in sizes), max(width for _, width in sizes)
 
 

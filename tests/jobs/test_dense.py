@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from sklearn.metrics import jaccard_score
 
 from pathfm.__main__ import main as pathfm
@@ -20,7 +21,7 @@ from pathfm.lifecycle import signals
 from pathfm.models.build import build_backbone
 from pathfm.models.config import StudentConfig
 from tests.evaluate.dense.small import hills, squares
-from tests.features.small import save_picture, saved_teacher
+from tests.features.small import save_picture
 
 RECIPE = """student: {arch: vit4k_xs, patch_size: 8, layerscale: 0.0}
 crops: {global_crops_size: 48, local_crops_size: 24}
@@ -129,35 +130,35 @@ def test_numbers_are_learned_scored_and_written_as_arrays(recipe, tmp_path):
 def _export(path: Path, seed: int) -> Path:
     student = StudentConfig(arch="vit4k_xs", patch_size=8, layerscale=0.0)
     torch.manual_seed(seed)
-    return saved_teacher(path, build_backbone(student, 48, drop_path=False))
+    vit = build_backbone(student, 48, drop_path=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (path.parents[1] / "recipe.yaml").write_text(RECIPE)
+    save_file({f"backbone.{name}": value for name, value in vit.state_dict().items()}, path)
+    return path
 
 
-def test_weights_are_a_file_or_a_run_whose_best_export_counts_else_its_newest(recipe, tmp_path):
+def test_weights_are_those_of_a_run_or_random_by_the_seed(recipe, tmp_path):
     exports = tmp_path / "run" / "exports"
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "recipe.yaml").write_text(RECIPE)
-    with pytest.raises(UserError, match="holds no teacher yet"):
-        backbone_named(str(tmp_path / "run"), None)
-    first = _export(exports / "teacher_00000900.pth", 0)
-    second = _export(exports / "teacher_00001000.pth", 1)
-    assert backbone_named(str(tmp_path / "run"), None).facts["name"] == str(second)
-    best = _export(exports / "teacher_best.pth", 2)
-    found = backbone_named(str(tmp_path / "run"), None)
-    assert found.facts["name"] == str(best)
-    assert found.run == tmp_path / "run"
-    assert backbone_named(str(first), None).run == tmp_path / "run"
+    first, second = (_export(exports / f"teacher_0000{step}.safetensors", step) for step in (1000, 2000))
+    found = backbone_named(str(tmp_path / "run"))
+    assert found.facts["name"] == str(second)
+    assert found.run == backbone_named(str(first)).run == tmp_path / "run"
     assert not any(parameter.requires_grad for parameter in found.vit.parameters())
     one, same, other = (backbone_named(recipe, None, seed).vit.blocks[0].attn.qkv.weight for seed in (0, 0, 1))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
 
 
-def test_the_report_of_a_run_lies_in_its_results(squares_given, tmp_path):
-    export = _export(tmp_path / "run" / "exports" / "teacher_00000900.pth", 0)
-    (tmp_path / "run" / "recipe.yaml").write_text(RECIPE)
-    assert main([str(export), *squares_given, "--epochs", "1"]) == 0
-    report = _report(tmp_path / "run" / "results" / "dense_segmentation_linear")
-    assert report["weights"]["sha256"]
+def test_the_report_of_a_run_lies_in_its_results_and_others_in_evaluations(
+    squares_given, recipe, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    export = _export(tmp_path / "run" / "exports" / "teacher_00000900.safetensors", 0)
+    for weights in (str(export), recipe):
+        assert main([weights, *squares_given, "--epochs", "1"]) == 0
+    results = tmp_path / "run" / "results"
+    assert _report(results / "dense_segmentation_linear_run_teacher_00000900")["weights"]["sha256"]
+    assert _report(tmp_path / "evaluations" / "dense_segmentation_linear_random_small")["weights"]["sha256"] is None
 
 
 @pytest.mark.parametrize("stage", ["tokens of training pictures", "training the head", "scoring"])
@@ -185,7 +186,6 @@ def test_told_to_leave_it_leaves_at_once_without_a_report(squares_given, recipe,
 
 def test_what_is_wrong_is_one_line_before_anything_is_computed(squares_given, recipe, tmp_path):
     for changes, said in [
-        ([], "say by --output where the report is to go"),
         (["--output", "x", "--classes", "noise,bright"], "has the value 2, and classes are 0 to 1"),
         (["--output", "x", "--window", "20"], "--window 20 is no whole number of 8 px patches"),
         (["--output", "x", "--task", "regression", "--instances"], "are for --task segmentation"),
@@ -194,16 +194,21 @@ def test_what_is_wrong_is_one_line_before_anything_is_computed(squares_given, re
     ]:
         with pytest.raises(UserError, match=said):
             main([recipe, *squares_given, *changes])
-    with pytest.raises(UserError, match=r"there is no file nowhere.pth"):
+    with pytest.raises(UserError, match=r"there is no nowhere.pth; name a file of weights"):
         main(["nowhere.pth", *squares_given, "--output", "x"])
     with pytest.raises(UserError, match="there is no recipe 'vits4'"):
         main(["random:vits4", *squares_given, "--output", "x"])
+    with pytest.raises(UserError, match="random:region reads patch features, not images"):
+        main(["random:region", *squares_given, "--output", "x"])
+    save_picture(tmp_path / "masks" / "tile_03.png", np.zeros((56, 40), np.uint8))
+    with pytest.raises(UserError, match="the mask of tile_03 is 40 x 56 px, its picture 56 x 40"):
+        main([recipe, *squares_given, "--output", "x"])
 
 
 def test_nuclei_are_found_in_fields_that_were_not_learned_from(shared_data, recipe, tmp_path):
     nuclei = shared_data / "nuclei_masks"
     given = ["--images", str(nuclei / "images"), "--masks", str(nuclei / "masks"), "--instances", "--split", "fields"]
-    options = ["--epochs", "6", "--lr", "0.01", "--resamples", "200", "--window", "128", "--stride", "128"]
+    options = ["--epochs", "4", "--lr", "0.01", "--resamples", "200", "--window", "128", "--stride", "128"]
     (tmp_path / "small.yaml").write_text(RECIPE.replace("patch_size: 8", "patch_size: 16").replace("24", "32"))
     assert main([recipe, *given, *options, "--output", str(tmp_path / "out"), "--device", "cpu"]) == 0
     report = _report(tmp_path / "out")

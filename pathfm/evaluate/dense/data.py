@@ -1,7 +1,7 @@
 """Pictures and their masks, paired by name: folders, tars, data sets; masks of classes, of instances, of numbers."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
@@ -54,17 +54,24 @@ class Pairs:
     def read(self, number: int) -> Truth:
         """Raises `UserError` when picture and mask differ in size."""
         image, target = self.image(number), self.target(number)
-        if image.shape[:2] != tuple(target.shape):
-            (height, width), (rows, columns) = image.shape[:2], target.shape
+        self._demand_one_size(number, (image.shape[0], image.shape[1]), (target.shape[0], target.shape[1]))
+        return Truth(image, target)
+
+    def size_px(self, number: int) -> tuple[int, int]:
+        """Height and width, from the header where that tells. Raises `UserError` when the mask's header says others."""
+        size = self.images.size_px(self.image_numbers[number]) or self.image(number).shape[:2]
+        of_mask = self.masks.size_px(self.mask_numbers[number])
+        if of_mask is not None:
+            self._demand_one_size(number, (size[0], size[1]), of_mask)
+        return size[0], size[1]
+
+    def _demand_one_size(self, number: int, of_image: tuple[int, int], of_mask: tuple[int, int]) -> None:
+        if of_image != of_mask:
+            (height, width), (rows, columns) = of_image, of_mask
             raise UserError(
                 f"the mask of {self.names[number]} is {columns} x {rows} px, its picture {width} x {height}; "
                 "make the mask again at the picture's size"
             )
-        return Truth(image, target)
-
-    def read_by(self, read_mask: ReadMask) -> "Pairs":
-        """The same, masks being understood in another way."""
-        return replace(self, read_mask=read_mask)
 
 
 def open_pairs(images: str, masks: str, read_mask: ReadMask) -> Pairs:

@@ -74,7 +74,9 @@ def segmentation_scores(
             for what, values in of_classes.items()
         }
 
-    return with_intervals(confusions.reshape(len(confusions), classes**2), measure, groups, resamples=resamples, seed=seed)
+    return with_intervals(
+        confusions.reshape(len(confusions), classes**2), measure, groups, resamples=resamples, seed=seed
+    )
 
 
 def regression_scores(
