@@ -17,6 +17,7 @@ VERBS = {
     "train": "train on this machine (the ancestors' -m pathfm.train)",
     "extract": "features of regions, tiles and slides by a frozen backbone",
     "evaluate": "what backbones are worth on labelled tiles; with --follow: tune a run beside the job that trains it",
+    "compare": "evaluated backbones side by side, with paired intervals",
     "dense": "score a frozen backbone by segmentation or dense regression",
     "export": "weights as timm, transformers, torch.hub and onnxruntime load them",
     "attention": "pictures of what the [CLS] token looks at in a region",

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.functional import cross_entropy, one_hot
 
+from pathfm.log import progress
 from pathfm.random_streams import stream
 
 Features = Mapping[str, Float[Tensor, "N D"]]  # kinds of features of the same samples, of their own widths
@@ -99,22 +101,25 @@ def train_heads(
     All heads begin alike and see the same batches, so one pass over the features serves them all; what each learns is
     what it would have learned alone. Batches follow from the seed and the number of samples.
     """
-    drawn = stream(seed, 0, "linear head").normal(0.0, 0.01, (num_classes, features.shape[1]))
-    weight = torch.from_numpy(drawn).to(features).expand(len(learning_rates), -1, -1).clone()
-    heads = Heads(weight, weight.new_zeros(weight.shape[:2]))
-    speed = Heads(torch.zeros_like(heads.weight), torch.zeros_like(heads.bias))
-    rates = torch.tensor(learning_rates).to(features) * settings.batch_size / 256
-    for step, rows in enumerate(_batches(len(labels), settings, seed)):
-        batch, truth = features[rows.to(features.device)], labels[rows.to(labels.device)]
-        error = heads.logits(batch).softmax(-1)
-        error[:, torch.arange(len(rows), device=error.device), truth] -= 1  # now the loss's gradient by the logits
-        error /= len(rows)
+    num_rates, width = len(learning_rates), features.shape[1]
+    drawn = stream(seed, 0, "linear head").normal(0.0, 0.01, (num_classes, width))
+    weight = torch.from_numpy(drawn).to(features).repeat(num_rates, 1)  # all heads below each other: one product a step
+    bias = weight.new_zeros(len(weight))
+    weight_speed, bias_speed = torch.zeros_like(weight), torch.zeros_like(bias)
+    rates = torch.tensor(learning_rates).to(features).repeat_interleave(num_classes) * settings.batch_size / 256
+    truth = one_hot(labels, num_classes).to(features)[:, None]
+    batches = progress(_batches(len(labels), settings, seed), "linear probe", settings.steps, "steps")
+    for step, rows in enumerate(batches):
+        rows = rows.to(features.device)
+        batch = features[rows]
         rate = rates * (1 + math.cos(math.pi * step / settings.steps)) / 2
-        speed.weight.mul_(settings.momentum).add_(error.mT @ batch)
-        speed.bias.mul_(settings.momentum).add_(error.sum(1))
-        heads.weight.sub_(rate[:, None, None] * speed.weight)
-        heads.bias.sub_(rate[:, None] * speed.bias)
-    return heads
+        logits = torch.addmm(bias, batch, weight.T).unflatten(1, (num_rates, num_classes))
+        gradient = (logits.softmax(-1) - truth[rows]).flatten(1) / len(rows)  # of the loss by the logits
+        weight_speed.mul_(settings.momentum).addmm_(gradient.T, batch)
+        bias_speed.mul_(settings.momentum).add_(gradient.sum(0))
+        weight.sub_(rate[:, None] * weight_speed)
+        bias.sub_(rate * bias_speed)
+    return Heads(weight.view(num_rates, num_classes, width), bias.view(num_rates, num_classes))
 
 
 def _batches(num_samples: int, settings: LinearSettings, seed: int) -> Iterator[Int[Tensor, " B"]]:
@@ -132,11 +137,11 @@ def _choices(
     name: str, rates: Sequence[float], logits: Float[Tensor, "R n C"], labels: Int[Tensor, " n"]
 ) -> Iterator[Choice]:
     """Heads that diverged are left as the worst."""
-    of_class = torch.nn.functional.one_hot(labels, logits.shape[-1]).double()
+    of_class = one_hot(labels, logits.shape[-1]).double()
     there = of_class.sum(0) > 0
     for rate, of_rate in zip(rates, logits.double(), strict=True):
         hit = (of_rate.argmax(-1) == labels).double()
         recall = (hit @ of_class)[there] / of_class.sum(0)[there]
-        loss = torch.nn.functional.cross_entropy(of_rate, labels)
+        loss = cross_entropy(of_rate, labels)
         is_finite = bool(of_rate.isfinite().all())
         yield Choice(name, rate, float(recall.mean()) if is_finite else -1.0, float(loss) if is_finite else math.inf)
