@@ -1,4 +1,4 @@
-"""Tune a run beside the job that trains it, on Slurm or on this machine: `python launchers/evaluate.py --help`."""
+"""Judge backbones, or tune a run beside the job that trains it: `python launchers/evaluate.py --help`."""
 
 import sys
 

@@ -136,15 +136,19 @@ def _evaluate(arguments: Namespace, command: str, ranks: Ranks) -> int:
         subjects = [_subject(one, name, data, arguments) for name, one in named.items()]
         for subject in subjects:
             if not _extract(subject, data, team, arguments):
-                _log.info("told to leave (%s); the same command goes on from here", noted() or "another rank was")
-                return EXIT_INTERRUPTED
+                return _leave()
         if not ranks.is_first:
             return 0
         team.watch.stop()  # the others leave; what follows needs none of them
         for subject in subjects:
             if not _judge(subject, data, arguments, command, device):
-                return EXIT_INTERRUPTED
+                return _leave()
     return 0
+
+
+def _leave() -> int:
+    _log.info("told to leave (%s); the same command goes on from here", noted() or "another rank was")
+    return EXIT_INTERRUPTED
 
 
 def _named(arguments: Namespace) -> dict[str, NamedWeights]:

@@ -1,4 +1,4 @@
-"""Put `pathfm evaluate --follow RUN` on a Slurm cluster, or on this machine, beside the job that trains. No torch."""
+"""Put `pathfm evaluate` on a Slurm cluster, or on this machine; an array where several weights are given. No torch."""
 
 import shlex
 import sys
@@ -6,91 +6,148 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pathfm.config import build, overrides_layer, read_layer
+from pathfm.data.strings import is_dataset_string
 from pathfm.errors import UserError
-from pathfm.jobs.arguments import parse_with_overrides
-from pathfm.jobs.before_queue import stop_at, tuning_folders, tuning_problems, unwritable
-from pathfm.jobs.find_run import RUNS, find_run
+from pathfm.jobs.before_queue import folders_of, stop_at, unwritable
+from pathfm.jobs.find_run import RUNS
+from pathfm.jobs.named_weights import RANDOM, NamedWeights, named_weights
 from pathfm.jobs.slurm_options import SLURM_ALONE, add_options, demand_slurm, place_of
 from pathfm.jobs.slurm_order import SlurmOrder, Work, hand_over
 from pathfm.jobs.submit import checked_name, to_submit_again
 from pathfm.launch.local import gpus_of_this_machine, run_local
 from pathfm.launch.payload import one_process_per_gpu
-from pathfm.lifecycle.run import Run
-from pathfm.recipe import Recipe
 
-_FOLDER = "following"  # in the run: logs and jobs of the evaluation
+_OUTPUT, _CACHE = Path("evaluations"), Path("~/.cache/pathfm/features")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`launchers/evaluate.py`. Returns the exit status; raises `UserError` for whatever can be known to be wrong."""
+    if any(word.partition("=")[0] == "--follow" for word in (sys.argv[1:] if argv is None else argv)):
+        from pathfm.jobs.submit_following import main as follow
+
+        return follow(argv)
     parser = _parser()
+    arguments, further = parser.parse_known_args(argv)
     command = to_submit_again(["python", *sys.argv] if argv is None else ["evaluate.py", *argv])
-    arguments = parse_with_overrides(parser, argv)
-    run = find_run(arguments.follow, arguments.runs_dir)
-    recipe = _recipe(run, arguments.overrides)
-    work = _work(run, recipe, arguments)
+    works = _works(arguments, further)
+    problems = list(_problems(arguments, works))
     if arguments.cluster == "local":
         given = [name for name in SLURM_ALONE if getattr(arguments, name) != parser.get_default(name)]
-        return _on_this_machine(work, list(_problems(recipe, work)), given, dry_run=arguments.dry_run)
+        return _on_this_machine(works, problems, given, dry_run=arguments.dry_run)
     if not arguments.dry_run:
         demand_slurm("evaluate on this machine with --cluster local")
-    place = place_of(arguments, is_array=False, array_by="")
-    problems = [*_problems(recipe, work), *tuning_problems(recipe, place.profile.container)]
-    order = SlurmOrder(work.name, work.run_dir, (work,), place, command)
+    is_array = len(works) > 1
+    place = place_of(arguments, is_array=is_array, array_by="several --weights")
+    output = arguments.output.absolute()
+    folder = output if is_array else works[0].run_dir
+    name = checked_name(output.name) if is_array else works[0].name
+    order = SlurmOrder(name, folder, tuple(works), place, command, "evaluation" if is_array else "")
     return hand_over(order, problems, dry_run=arguments.dry_run)
 
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         "evaluate.py",
-        description="Tune a run from outside, by the teachers that it exports: 'pathfm evaluate --follow RUN' in a job "
-        "of its own, started again until the run is over. Settings as tune.KEY=VALUE.",
+        description="What frozen backbones are worth on labelled tiles, found on a cluster: 'pathfm evaluate', started "
+        "again until it is done. Several weights make an array, one job each, and reports beside each other in "
+        "--output; with --follow RUN: tune a run by the teachers that it exports, beside the job that trains it "
+        "(--follow RUN --help).",
+        epilog="All other options are those of 'pathfm evaluate', which lists them with --help.",
         allow_abbrev=False,
     )
-    parser.add_argument("--follow", required=True, metavar="RUN", help="a run's directory, or its name in runs/")
+    parser.add_argument(
+        "--weights", nargs="+", required=True, metavar="WEIGHTS", help="files, runs, or random:RECIPE for random ones"
+    )
+    parser.add_argument("--query", required=True, metavar="KNN:...", help="labelled tiles to learn from")
+    parser.add_argument("--test", required=True, metavar="KNN:...", help="labelled tiles to be judged on")
+    parser.add_argument("--groups", metavar="FILE.csv:COLUMN", help="slide or patient of every file")
+    parser.add_argument("--output", type=Path, default=_OUTPUT, metavar="FOLDER", help=f"default: {_OUTPUT}")
+    parser.add_argument("--cache", type=Path, default=_CACHE, metavar="FOLDER", help=f"of features (default: {_CACHE})")
+    parser.add_argument("--name", help="of the report (default: after the weights)")
     parser.add_argument("--runs-dir", type=Path, default=RUNS, help="where runs lie (default: runs)")
-    parser.add_argument("--once", action="store_true", help="score what is exported now, and end")
     parser.add_argument("--cluster", choices=("auto", "slurm", "local"), default="auto", help="auto: Slurm")
     parser.add_argument("--dry-run", action="store_true", help="print what would be submitted, and stop")
     add_options(parser)
     return parser
 
 
-def _recipe(run: Run, overrides: Sequence[str]) -> Recipe:
-    if not run.recipe.is_file():
-        raise UserError(f"run {run.name} has no {run.recipe.name} yet; start it first")
-    return build(Recipe, [read_layer(run.recipe), overrides_layer(overrides)])
+def _works(arguments: Namespace, further: Sequence[str]) -> list[Work]:
+    """One for each backbone. Raises `UserError` for weights that are not there, or when two would share a report."""
+    if arguments.name and len(arguments.weights) > 1:
+        raise UserError("--name is for one backbone; several are called after their files")
+    output, cache = arguments.output.absolute(), arguments.cache.expanduser().absolute()
+    shared = ["--query", arguments.query, "--test", arguments.test, *_groups(arguments)]
+    shared += ["--cache", str(cache), "--output", str(output)]
+    data = [folder for text in (arguments.query, arguments.test) for folder in _folders(text)]
+    of_groups = [Path(arguments.groups.rpartition(":")[0]).expanduser().absolute().parent] if arguments.groups else []
+    works: dict[str, Work] = {}
+    for text in arguments.weights:
+        named = named_weights(text, arguments.runs_dir)
+        name = arguments.name or named.label
+        if name in works:
+            raise UserError(f"two of the weights would be called {name}; give them one call each, with --name")
+        words = ["-u", "-m", "pathfm", "evaluate", _word(named), *shared, "--name", name, *further]
+        reads = (*data, *of_groups, *_seen_with(named), output, cache)
+        works[name] = Work(checked_name(name), output / "jobs" / name, tuple(words), tuple(dict.fromkeys(reads)))
+    return list(works.values())
 
 
-def _work(run: Run, recipe: Recipe, arguments: Namespace) -> Work:
-    directory = run.directory.absolute()
-    words = ["-u", "-m", "pathfm", "evaluate", "--follow", str(directory), *(["--once"] if arguments.once else [])]
-    words += arguments.overrides
-    reads = (directory, *tuning_folders(recipe)) if recipe.tune.is_on else (directory,)
-    return Work(checked_name(f"{run.name}-{_FOLDER}"), directory / _FOLDER, tuple(words), reads)
+def _word(named: NamedWeights) -> str:
+    """What stands for the weights on the command line of a job: a run's teacher of this moment, not of a later one."""
+    if named.path is not None:
+        return str(named.path.absolute())
+    is_file = named.recipe.endswith((".yaml", ".yml"))
+    return RANDOM + (str(Path(named.recipe).absolute()) if is_file else named.recipe)
 
 
-def _problems(recipe: Recipe, work: Work) -> Iterator[str]:
-    if not recipe.tune.is_on:
-        yield (
-            "there is nothing to tune on; add tune.query_dataset_path=KNN:root=FOLDER:split=query "
-            "tune.test_dataset_path=KNN:root=FOLDER:split=test"
-        )
-    if place := unwritable(work.run_dir):
-        yield f"{place} cannot be written, so nothing can be kept of what is found"
+def _seen_with(named: NamedWeights) -> list[Path]:
+    """Folders that a job must see to read the weights; for a run's its recipe too."""
+    if named.path is None:
+        return [Path(named.recipe).absolute().parent] if named.recipe.endswith((".yaml", ".yml")) else []
+    path = named.path.absolute()
+    return [path.parents[1] if path.parent.name == "exports" else path if path.is_dir() else path.parent]
 
 
-def _on_this_machine(work: Work, problems: Sequence[str], of_slurm: Sequence[str], *, dry_run: bool) -> int:
-    """`of_slurm`: the options that were given and are for Slurm alone."""
+def _groups(arguments: Namespace) -> list[str]:
+    if not arguments.groups:
+        return []
+    source, colon, column = arguments.groups.rpartition(":")
+    if not (colon and source and column):
+        raise UserError(f"groups are given as FILE.csv:COLUMN, not '{arguments.groups}'; e.g. labels.csv:slide")
+    return ["--groups", f"{Path(source).expanduser().absolute()}:{column}"]
+
+
+def _folders(text: str) -> list[Path]:
+    if not is_dataset_string(text) or not text.startswith("KNN:"):
+        raise UserError(f"labelled tiles are named as KNN:root=FOLDER:split=query or test, not '{text}'")
+    return folders_of(text)
+
+
+def _problems(arguments: Namespace, works: Sequence[Work]) -> Iterator[str]:
+    for text in (arguments.query, arguments.test):
+        yield from (f"there is no {folder} of {text}" for folder in _folders(text) if not folder.exists())
+    if arguments.groups and not (source := Path(arguments.groups.rpartition(":")[0]).expanduser()).is_file():
+        yield f"there is no {source}"
+    for work in works:
+        if place := unwritable(work.run_dir):
+            yield f"{place} cannot be written; choose another --output"
+    if place := unwritable(arguments.cache.expanduser().absolute()):
+        yield f"{place} cannot be written; choose another --cache"
+
+
+def _on_this_machine(works: Sequence[Work], problems: Sequence[str], of_slurm: Sequence[str], *, dry_run: bool) -> int:
+    """One after the other. `of_slurm`: the options that were given and are for Slurm alone."""
     if of_slurm:
         option = f"--{of_slurm[0].replace('_', '-')}"
         raise UserError(f"{option} is for --cluster slurm; --cluster local evaluates on this machine alone")
-    command = [sys.executable, *work.arguments]
-    if gpus_of_this_machine() > 1:
-        command = one_process_per_gpu(command)
-    if dry_run:
-        print(shlex.join(command))
-        return 0
-    stop_at(problems)
-    return run_local(command, work.run_dir / "logs" / "submitit")
+    several = gpus_of_this_machine() > 1
+    for work in works:
+        command = [sys.executable, *work.arguments]
+        command = one_process_per_gpu(command) if several else command
+        if dry_run:
+            print(shlex.join(command))
+            continue
+        stop_at(problems)
+        if status := run_local(command, work.run_dir / "logs" / "submitit"):
+            return status
+    return 0
