@@ -67,7 +67,7 @@ def _hub_notes(model: Pretrained) -> list[str]:
     vit, size = model.vit, shape_of(model.vit).learned_size
     notes = [
         f"DINOv2's own code takes weights.pth with img_size={size}, interpolate_antialias={vit.interpolate_antialias}, "
-        f"interpolate_offset={vit.interpolate_offset}."
+        f"interpolate_offset={vit.interpolate_offset}{'' if shape_of(vit).has_layerscale else ', init_values=None'}."
     ]
     if vit.mask_token is None:
         notes.append("The file has no mask_token, as the model masked nothing; there, load it with strict=False.")

@@ -164,7 +164,7 @@ def _imported(name: str):  # type: ignore[no-untyped-def]  # an optional library
     except ImportError as error:
         raise Missing(f"{name} cannot be imported ({_first_line(error)}); pip install 'pathfm[export]'") from error
     except Exception as error:  # a library that is there and does not fit another, as torchvision of another torch
-        raise Missing(f"{name} cannot be imported: {_first_line(error)}") from error
+        raise Missing(f"{name} cannot be imported: {_with_advice(error)}") from error
 
 
 def _class_of(library, name: str):  # type: ignore[no-untyped-def]
@@ -173,7 +173,12 @@ def _class_of(library, name: str):  # type: ignore[no-untyped-def]
         return getattr(library, name)
     except (ImportError, AttributeError, RuntimeError) as error:
         cause = error.__cause__ or error
-        raise Missing(f"{library.__name__} has no {name} here: {_first_line(cause)}") from error
+        raise Missing(f"{library.__name__} has no {name} here: {_with_advice(cause)}") from error
+
+
+def _with_advice(error: BaseException) -> str:
+    line = _first_line(error)
+    return f"{line}; install the torchvision that was built for this torch" if "torchvision" in line else line
 
 
 def _first_line(error: BaseException) -> str:

@@ -14,6 +14,7 @@ from pathfm.export.carried import Written, shape_of
 from pathfm.export.huggingface import write_huggingface
 from pathfm.export.onnx import write_onnx
 from pathfm.export.timm import model_of, write_timm
+from pathfm.export.timm import their_names as timm_names
 from pathfm.export.verify import TOLERANCE, verify
 from pathfm.models.build import build_backbone
 from pathfm.models.config import StudentConfig
@@ -148,7 +149,12 @@ def test_official_models_go_by_their_name_in_timm():
     ]:
         student = StudentConfig(arch=arch, ffn_layer=ffn_layer, patch_size=14, num_register_tokens=registers)
         with torch.device("meta"):
-            shape = shape_of(build_backbone(student, 224, drop_path=False))
-        assert model_of(shape) == (name, {})
+            vit = build_backbone(student, 224, drop_path=False)
+            theirs = timm.create_model(name, img_size=224, num_classes=0)
+        assert model_of(shape_of(vit)) == (name, {})
+        ours = timm_names(vit.state_dict(), shape_of(vit))
+        assert {key: value.shape for key, value in ours.items()} == {
+            key: value.shape for key, value in theirs.state_dict().items()
+        }
         assert name in timm.list_models("*dinov2")
     assert timm.create_model("vit_small_patch14_dinov2", img_size=28).norm.eps == NORM_EPS
