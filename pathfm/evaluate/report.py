@@ -21,6 +21,7 @@ from pathfm.files import write_json, write_text, written_aside
 
 METRICS = {"acc": "accuracy", "balanced_acc": "balanced accuracy", "auc": "AUC"}
 FORMAT_VERSION = 1
+FEW_SHOTS = " Of few shots they tell what other test samples would change, not what other shots would."
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,8 @@ def _intervals_in_words(report: Mapping[str, Any]) -> str:
         drawn = f"the {report['test']['groups']} test groups (`{groups['column']}` of {groups['file']})."
         if groups["shared"]:
             drawn += f" **{groups['shared']} groups are in query and test both**, so these numbers are too good."
-    return f"In brackets 95 % intervals of {resamples} bootstrap resamples of {drawn}"
+    few = any("tries" in found for found in report["tasks"].values())
+    return f"In brackets 95 % intervals of {resamples} bootstrap resamples of {drawn}{FEW_SHOTS if few else ''}"
 
 
 def _chosen_in_words(tasks: Mapping[str, Any]) -> str:

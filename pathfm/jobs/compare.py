@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from pathfm.errors import UserError, listed
 from pathfm.evaluate.metrics import differences, mean_scores
 from pathfm.evaluate.report import (
+    FEW_SHOTS,
     METRICS,
     Evaluation,
     JudgedSamples,
@@ -164,6 +165,8 @@ def _about(together: SideBySide, resamples: int) -> str:
         f"{len(test.labels):,} test samples. Differences are to {together.names[0]}, in points; 95 % intervals of "
         f"{resamples} resamples of {groups}, the same for all; * where the interval leaves out 0."
     )
+    if any(len(of_task[0]) > 1 for of_task in together.tasks.values()):
+        said += FEW_SHOTS
     if together.left_out:
         said += f" Left out: {together.left_out} samples that not all could read."
     if together.only_some:
