@@ -314,7 +314,7 @@ def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         "pathfm evaluate",
         description="What frozen backbones are worth on labelled tiles: kNN, a linear probe, logistic regression, with "
-        "95 %% intervals; settings are chosen without the test split. Features are extracted once, on any number of "
+        "95 % intervals; settings are chosen without the test split. Features are extracted once, on any number of "
         "ranks, and kept. 'pathfm evaluate --follow RUN' tunes a run instead, beside the job that trains it.",
         epilog="Exit status: 75 when told to leave (TERM, USR2, Ctrl-C) before the end; the same command goes on.",
         allow_abbrev=False,

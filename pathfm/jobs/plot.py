@@ -97,7 +97,7 @@ def _has_numbers(line: Mapping[str, Any], *keys: str) -> bool:
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         "pathfm plot",
-        description="Draw a run as one PNG over samples seen: losses, tuning with 95 %% intervals, health of the "
+        description="Draw a run as one PNG over samples seen: losses, tuning with 95 % intervals, health of the "
         "representation, throughput. Several runs share the panels. It may be done while a run is going.",
     )
     parser.add_argument("runs", metavar="RUN", nargs="+", help="a run's directory, or its name in runs/")
