@@ -26,7 +26,7 @@ class Split:
     """Features and labels of the samples that could be decoded."""
 
     cls: Float[np.ndarray, "n b D"]
-    mean_patch: Float[np.ndarray, "n b D"]
+    mean_patch: Float[np.ndarray, "n p D"]  # of the last block at least, the last one last
     labels: Int[np.ndarray, " n"]
     groups: Int[np.ndarray, " n"]  # what may not be torn apart: a slide or a patient, or else each sample
 

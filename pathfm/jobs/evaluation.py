@@ -88,6 +88,11 @@ def open_data(query: str, test: str, groups: str | None, *, allow_shared: bool) 
         return Data(**splits, texts=texts, table=None, groups={}, shared=())
     table = read_groups(groups)
     of_splits = {name: table.groups_of(split) for name, split in splits.items()}
+    if len({*of_splits["query"]}) < 2:
+        raise UserError(
+            f"all samples of --query are of one {table.column}, '{of_splits['query'][0]}'; two are needed to choose "
+            "settings on one that was held out"
+        )
     shared = sorted({*of_splits["query"]} & {*of_splits["test"]})
     if shared and not allow_shared:
         raise UserError(
@@ -196,7 +201,8 @@ def _judge(subject: _Subject, data: Data, arguments: Namespace, command: str, de
     """Write the report. False: told to leave before the end."""
     started = time.perf_counter()
     settings = _settings(arguments)
-    splits = {name: _split(data, name, folder) for name, folder in subject.folders.items()}
+    last = subject.wanted.last_blocks if "linear" in settings.tasks else 1
+    splits = {name: _split(data, name, folder, last) for name, folder in subject.folders.items()}
     found: dict[str, Found] = {}
     for task, of_task in judge(splits["query"], splits["test"], len(data.query.class_names), settings, device):
         _log.info("%s: %s", subject.name, in_words(task))
@@ -227,15 +233,16 @@ def _judge(subject: _Subject, data: Data, arguments: Namespace, command: str, de
     return True
 
 
-def _split(data: Data, name: str, folder: Path) -> Split:
+def _split(data: Data, name: str, folder: Path, last_blocks: int) -> Split:
+    """In memory as little as is looked at: [CLS] of so many blocks, the mean patch of the last."""
     features = open_features(folder)
     rows = np.asarray(features.rows)
     assert features.cls is not None
     assert features.mean_patch is not None
     groups = data.groups.get(name)
     return Split(
-        np.asarray(features.cls[rows], np.float32),
-        np.asarray(features.mean_patch[rows], np.float32),
+        np.asarray(features.cls[rows, -last_blocks:], np.float32),
+        np.asarray(features.mean_patch[rows, -1:], np.float32),
         data.split(name).labels[rows],
         np.arange(len(rows)) if groups is None else groups[rows],
     )
@@ -327,14 +334,18 @@ def _parser() -> ArgumentParser:
     )
     parser.add_argument("--query", required=True, metavar="KNN:...", help="labelled tiles to learn from")
     parser.add_argument("--test", required=True, metavar="KNN:...", help="labelled tiles to be judged on")
-    parser.add_argument("--tasks", type=_tasks, default=TASKS, help="some of knn,linear,logistic (default: all)")
+    parser.add_argument(
+        "--tasks", type=_tasks, default=TASKS, metavar="TASK,...", help="some of knn,linear,logistic (default: all)"
+    )
     parser.add_argument(
         "--groups",
         metavar="FILE.csv:COLUMN",
         help="slide or patient of every file (columns filename and COLUMN): they are held out and drawn as a whole",
     )
     parser.add_argument("--allow-shared-groups", action="store_true", help="although query and test share some")
-    parser.add_argument("--k", type=_numbers, default=TaskSettings.ks, help="neighbours (default: 10,20,100,200)")
+    parser.add_argument(
+        "--k", type=_numbers, default=TaskSettings.ks, metavar="K,...", help="neighbours (default: 10,20,100,200)"
+    )
     parser.add_argument(
         "--n-per-class", type=_numbers, default=(), metavar="N,...", help="few shots too: so many samples of each class"
     )

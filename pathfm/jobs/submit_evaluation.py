@@ -41,6 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     output = arguments.output.absolute()
     folder = output if is_array else works[0].run_dir
     name = checked_name(output.name) if is_array else works[0].name
+    if not (arguments.dry_run or problems):
+        for written in (output, arguments.cache.expanduser()):
+            written.mkdir(parents=True, exist_ok=True)  # a container is shown only what is there
     order = SlurmOrder(name, folder, tuple(works), place, command, "evaluation" if is_array else "")
     return hand_over(order, problems, dry_run=arguments.dry_run)
 

@@ -219,6 +219,7 @@ def test_splits_that_share_a_slide_are_refused_unless_one_insists(labelled, weig
         (["--query", "Pathology:root=/nowhere"], "nowhere"),
         (["--groups", "labels.csv"], "groups are given as FILE.csv:COLUMN"),
         (["--groups", "nowhere.csv:slide"], "cannot read nowhere.csv"),
+        (["--groups", "{root}/labels.csv:site"], "all samples of --query are of one site, 'here'; two are needed"),
         (["--side", "40"], r"40 px is no whole number of the 16 px patches .* take 32"),
         (["nowhere.pth"], "there is no nowhere.pth; name a file of weights, a run's directory, or random:RECIPE"),
         (["random:vits41"], "no recipe 'vits41'.*did you mean 'vits14'"),
@@ -226,6 +227,9 @@ def test_splits_that_share_a_slide_are_refused_unless_one_insists(labelled, weig
     ],
 )
 def test_mistakes_are_one_line_before_anything_is_computed(options, message, labelled, weights, tmp_path):
+    table = (labelled.parent / "labels.csv").read_text().splitlines()
+    (tmp_path / "labels.csv").write_text("\n".join([f"{table[0]},site", *(f"{row},here" for row in table[1:])]))
+    options = [word.replace("{root}", str(tmp_path)) for word in options]
     command = words(labelled, weights, tmp_path / "cache", tmp_path / "out")
     positional = [word for word in options[:1] if not word.startswith("-")]
     with pytest.raises(UserError, match=message):

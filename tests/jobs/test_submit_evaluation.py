@@ -68,6 +68,7 @@ def test_several_weights_are_an_array_and_random_ones_are_weights_too(place: Pat
     for name in ("vits_teacher_00000200", "vits_teacher_00000100", "random_vits14"):
         (submission,) = submissions(place / "evaluations" / "jobs" / name)
         assert submission.job.startswith("12_")
+    assert (place / "cache").is_dir()  # or a container could not be shown it
 
 
 @pytest.mark.parametrize(
