@@ -9,6 +9,7 @@ from pathlib import Path
 from pathfm.config import build, read_layer
 from pathfm.data.strings import parse_dataset_string
 from pathfm.errors import UserError
+from pathfm.jobs.named_weights import named_weights
 from pathfm.jobs.training_set import open_training_set, order_of
 from pathfm.jobs.tuning_sets import open_tuning_sets
 from pathfm.launch.container import host_path
@@ -44,9 +45,10 @@ def _warm_start_problems(recipe: Recipe, run_dir: Path, container: Container) ->
     """A run that has checkpoints needs the file no more."""
     if not (named := recipe.student.pretrained_weights) or any((run_dir / "checkpoints").glob("step_*")):
         return
-    path = Path(expanduser(named))
-    if not (host_path(container, path) or path).exists():
-        yield f"student.pretrained_weights={named}: there is no such file"
+    try:
+        named_weights(str(host_path(container, Path(expanduser(named))) or named))
+    except UserError as error:
+        yield f"student.pretrained_weights: {error}"
 
 
 def tuning_problems(recipe: Recipe, container: Container | None = None) -> Iterator[str]:
@@ -82,9 +84,18 @@ def stop_at(problems: Sequence[str]) -> None:
 def data_folders(recipe: Recipe) -> list[Path]:
     """The folders that the recipe's data sets and weights lie in, as the trainer will see them."""
     of_training = folders_of(recipe.train.dataset_path) if recipe.train.dataset_path else []
-    named = recipe.student.pretrained_weights
-    of_weights = [Path(expanduser(named)).absolute().parent] if named else []
-    return list(dict.fromkeys([*of_training, *tuning_folders(recipe), *of_weights]))
+    return list(dict.fromkeys([*of_training, *tuning_folders(recipe), *_weights_folders(recipe)]))
+
+
+def _weights_folders(recipe: Recipe) -> list[Path]:
+    """Of the file or run that training begins from; nothing is looked up where it lies on this host otherwise."""
+    if not (named := recipe.student.pretrained_weights):
+        return []
+    try:
+        path = named_weights(named).path
+    except UserError:
+        path = Path(expanduser(named))
+    return [path.absolute().parent] if path else []
 
 
 def tuning_folders(recipe: Recipe) -> list[Path]:

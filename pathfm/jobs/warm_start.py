@@ -1,9 +1,8 @@
 """The beginning of a run from weights that were trained before: what is taken up, what stays as it is."""
 
-from pathlib import Path
-
 from pathfm.errors import UserError
 from pathfm.files import sha256, write_json
+from pathfm.jobs.named_weights import named_weights
 from pathfm.lifecycle.run import Run
 from pathfm.log import get_logger
 from pathfm.models.pretrained import read_backbone, weights_file
@@ -22,7 +21,10 @@ def start_from_weights(method: Method, recipe: Recipe, run: Run, *, first: bool)
     Raises `UserError` for a file that does not fit.
     """
     assert recipe.student.pretrained_weights is not None
-    path = weights_file(Path(recipe.student.pretrained_weights).expanduser())
+    named = named_weights(recipe.student.pretrained_weights).path
+    if named is None:
+        raise UserError("student.pretrained_weights takes a file or a run; without it, weights are random anyway")
+    path = weights_file(named)
     found = read_backbone(path)
     report = warm_start(method.student.backbone, found.weights, recipe.student.pretrained_allow, str(path))
     start_as_copy(method.teacher, method.student)

@@ -29,7 +29,7 @@ class StudentConfig(Section):
     num_register_tokens: Annotated[int, Field(ge=0)] = 0  # 4 in "Vision Transformers Need Registers", arXiv 2309.16588
     interpolate_antialias: bool = False  # DINOv2; true in its weights with registers
     interpolate_offset: Annotated[float, Field(ge=0)] = 0.1  # DINOv2; 0.0 in its weights with registers
-    # A warm start, from a file of pathfm, DINOv2, DINO, HIPT, timm or Hugging Face; read at the first start alone.
+    # A warm start: a file of pathfm, DINOv2, DINO, HIPT, timm or Hugging Face, or a run; read at the first start alone.
     pretrained_weights: str | None = None
     pretrained_allow: tuple[str, ...] = ()  # patterns of tensors that may be missing, unexpected or of another shape
     freeze_blocks: Annotated[int, Field(ge=0)] = 0  # the first n stay as they are, and with them what embeds patches

@@ -48,7 +48,7 @@ def test_a_run_begins_where_anothers_teacher_stood_and_goes_on_without_its_file(
 
 
 def test_blocks_and_backbone_stay_as_they_are_when_told(recipe, data, teacher, tmp_path):
-    start = f"student.pretrained_weights={teacher}"
+    start = f"student.pretrained_weights={teacher.parent.parent}"  # the run, whose newest teacher is taken
     every = [start, "optim.total_steps=4", "checkpoint.keep_last=9", "optim.warmup_pct=0"]
     for name, setting in {"blocks": "student.freeze_blocks=3", "backbone": "optim.freeze_backbone_pct=1.0"}.items():
         done = train(recipe, data, tmp_path / name, *every, setting)
@@ -87,7 +87,7 @@ def test_a_guard_ends_a_run_that_forgets(recipe, data, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["student.pretrained_weights=nowhere.pth"], "error: there is no file nowhere.pth"),
+        (["student.pretrained_weights=nowhere.pth"], "error: there is no nowhere.pth; name a file of weights"),
         (["student.pretrained_weights={teacher}", "student.arch=vit_small"], "does not fit this student"),
         (["student.pretrained_weights={teacher}", "student.freeze_blocks=12"], "leaves none of 12 blocks to train"),
     ],
