@@ -31,8 +31,8 @@ def test_a_follower_finds_what_the_run_would_have_found_and_ends_with_it(recipe,
     training = subprocess.Popen(words, env=environment(), stdout=subprocess.DEVNULL)
     wait_until((beside / "recipe.yaml").exists)
     follow = [sys.executable, "-m", "pathfm", "evaluate", "--follow", str(beside), "--device", "cpu"]
-    followed = subprocess.run(follow, env=environment(), capture_output=True, text=True, timeout=200)
-    assert (training.wait(60), followed.returncode) == (0, 0), followed.stderr
+    followed = subprocess.run(follow, env=environment(), capture_output=True, text=True, timeout=500)
+    assert (training.wait(300), followed.returncode) == (0, 0), followed.stderr
     assert train(recipe, data, online, *tuning).returncode == 0
     assert [(line["step"], line["by"]) for line in tunings(beside)] == [(8, "follow"), (16, "follow")]
     for found, expected in zip(tunings(beside), tunings(online), strict=True):
@@ -42,7 +42,7 @@ def test_a_follower_finds_what_the_run_would_have_found_and_ends_with_it(recipe,
             key: expected[key] for key in ("step", "samples_seen", "epoch", "query", "test")
         }
 
-    again = subprocess.run([*follow, "--once"], env=environment(), capture_output=True, text=True, timeout=200)
+    again = subprocess.run([*follow, "--once"], env=environment(), capture_output=True, text=True, timeout=500)
     assert again.returncode == 0, again.stderr
     assert len(tunings(beside)) == 2  # each export once
 
