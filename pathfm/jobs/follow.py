@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pathfm.config import build, overrides_layer, read_layer
 from pathfm.dist.collect import agree_any, decided_by_first
 from pathfm.dist.env import Ranks, ranks_from_environment
 from pathfm.dist.groups import device_of, joined, run_rank
-from pathfm.errors import EXIT_INTERRUPTED, UserError
+from pathfm.errors import EXIT_INTERRUPTED
 from pathfm.jobs.arguments import parse_with_overrides
 from pathfm.jobs.find_run import RUNS, find_run
 from pathfm.jobs.run_reports import mirror_of
 from pathfm.jobs.tuning import build_tuner
+from pathfm.jobs.tuning_sets import recipe_to_follow
 from pathfm.lifecycle.run import Run
 from pathfm.lifecycle.signals import noted
 from pathfm.log import get_logger, start_logging
@@ -55,19 +55,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if ranks.world_size > 1:
         run_rank(follow)
     return follow()
-
-
-def recipe_to_follow(run: Run, overrides: Sequence[str]) -> Recipe:
-    """The run's, with settings of tuning over it. Raises `UserError` when there is nothing to tune on."""
-    if not run.recipe.is_file():
-        raise UserError(f"run {run.name} has no {run.recipe.name} yet; start it first")
-    recipe = build(Recipe, [read_layer(run.recipe), overrides_layer(overrides)])
-    if not recipe.tune.is_on:
-        raise UserError(
-            f"run {run.name} has nothing to tune on; add tune.query_dataset_path=KNN:root=FOLDER:split=query "
-            "tune.test_dataset_path=KNN:root=FOLDER:split=test"
-        )
-    return recipe
 
 
 @dataclass(frozen=True)

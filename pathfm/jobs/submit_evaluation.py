@@ -1,6 +1,5 @@
 """Put `pathfm evaluate` on a Slurm cluster, or on this machine; an array where several weights are given. No torch."""
 
-import shlex
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
@@ -8,14 +7,13 @@ from pathlib import Path
 
 from pathfm.data.strings import is_dataset_string
 from pathfm.errors import UserError
-from pathfm.jobs.before_queue import folders_of, stop_at, unwritable
+from pathfm.jobs.before_queue import folders_of, unwritable
 from pathfm.jobs.find_run import RUNS
 from pathfm.jobs.named_weights import RANDOM, NamedWeights, named_weights
 from pathfm.jobs.slurm_options import SLURM_ALONE, add_options, demand_slurm, place_of
 from pathfm.jobs.slurm_order import SlurmOrder, Work, hand_over
 from pathfm.jobs.submit import checked_name, to_submit_again
-from pathfm.launch.local import gpus_of_this_machine, run_local
-from pathfm.launch.payload import one_process_per_gpu
+from pathfm.jobs.works_here import run_here
 
 _OUTPUT, _CACHE = Path("evaluations"), Path("~/.cache/pathfm/features")
 
@@ -33,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     problems = list(_problems(arguments, works))
     if arguments.cluster == "local":
         given = [name for name in SLURM_ALONE if getattr(arguments, name) != parser.get_default(name)]
-        return _on_this_machine(works, problems, given, dry_run=arguments.dry_run)
+        return run_here(works, problems, given, does="evaluates", dry_run=arguments.dry_run)
     if not arguments.dry_run:
         demand_slurm("evaluate on this machine with --cluster local")
     is_array = len(works) > 1
@@ -136,21 +134,3 @@ def _problems(arguments: Namespace, works: Sequence[Work]) -> Iterator[str]:
             yield f"{place} cannot be written; choose another --output"
     if place := unwritable(arguments.cache.expanduser().absolute()):
         yield f"{place} cannot be written; choose another --cache"
-
-
-def _on_this_machine(works: Sequence[Work], problems: Sequence[str], of_slurm: Sequence[str], *, dry_run: bool) -> int:
-    """One after the other. `of_slurm`: the options that were given and are for Slurm alone."""
-    if of_slurm:
-        option = f"--{of_slurm[0].replace('_', '-')}"
-        raise UserError(f"{option} is for --cluster slurm; --cluster local evaluates on this machine alone")
-    several = gpus_of_this_machine() > 1
-    for work in works:
-        command = [sys.executable, *work.arguments]
-        command = one_process_per_gpu(command) if several else command
-        if dry_run:
-            print(shlex.join(command))
-            continue
-        stop_at(problems)
-        if status := run_local(command, work.run_dir / "logs" / "submitit"):
-            return status
-    return 0

@@ -1,6 +1,5 @@
 """Put `pathfm extract` on a Slurm cluster, or on this machine; an array where several weights are given. No torch."""
 
-import shlex
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
@@ -9,12 +8,11 @@ from pathlib import Path
 
 from pathfm.data.strings import is_dataset_string
 from pathfm.errors import UserError
-from pathfm.jobs.before_queue import folders_of, stop_at, unwritable
+from pathfm.jobs.before_queue import folders_of, unwritable
 from pathfm.jobs.slurm_options import SLURM_ALONE, add_options, demand_slurm, place_of
 from pathfm.jobs.slurm_order import SlurmOrder, Work, hand_over
 from pathfm.jobs.submit import checked_name, to_submit_again
-from pathfm.launch.local import gpus_of_this_machine, run_local
-from pathfm.launch.payload import one_process_per_gpu
+from pathfm.jobs.works_here import run_here
 
 _FILES = ("regions", "tiles", "dataset", "table")  # what is read beside the weights
 
@@ -28,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     problems = list(_problems(arguments, works))
     if arguments.cluster == "local":
         given = [name for name in SLURM_ALONE if getattr(arguments, name) != parser.get_default(name)]
-        return _on_this_machine(works, problems, given, dry_run=arguments.dry_run)
+        return run_here(works, problems, given, does="extracts", dry_run=arguments.dry_run)
     if not arguments.dry_run:
         demand_slurm("extract on this machine with --cluster local")
     is_array = len(works) > 1
@@ -119,21 +117,3 @@ def _problems(arguments: Namespace, works: Sequence[Work]) -> Iterator[str]:
     for work in works:
         if place := unwritable(work.run_dir):
             yield f"{place} cannot be written; choose another --output"
-
-
-def _on_this_machine(works: Sequence[Work], problems: Sequence[str], of_slurm: Sequence[str], *, dry_run: bool) -> int:
-    """One after the other. `of_slurm`: the options that were given and are for Slurm alone."""
-    if of_slurm:
-        option = f"--{of_slurm[0].replace('_', '-')}"
-        raise UserError(f"{option} is for --cluster slurm; --cluster local extracts on this machine alone")
-    several = gpus_of_this_machine() > 1
-    for work in works:
-        command = [sys.executable, *work.arguments]
-        command = one_process_per_gpu(command) if several else command
-        if dry_run:
-            print(shlex.join(command))
-            continue
-        stop_at(problems)
-        if status := run_local(command, work.run_dir / "logs" / "submitit"):
-            return status
-    return 0

@@ -1,12 +1,16 @@
 """The labelled data sets that a recipe tunes on. Without torch: login nodes look too."""
 
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 
+from pathfm.config import build, overrides_layer, read_layer
 from pathfm.data.datasets import KNN, open_dataset
 from pathfm.errors import UserError, listed
+from pathfm.lifecycle.run import Run
 from pathfm.log import get_logger
+from pathfm.recipe import Recipe
 from pathfm.training.config import ALL_OF_A_CLASS, TuneConfig
 
 _log = get_logger(__name__)
@@ -36,6 +40,19 @@ def open_tuning_sets(tune: TuneConfig) -> tuple[KNN, KNN]:
             f"{len(query)} query samples; take one of {listed(names, at_most=len(names))}"
         )
     return query, test
+
+
+def recipe_to_follow(run: Run, overrides: Sequence[str]) -> Recipe:
+    """The run's, with settings of tuning over it. Raises `UserError` when there is nothing to tune on."""
+    if not run.recipe.is_file():
+        raise UserError(f"run {run.name} has no {run.recipe.name} yet; start it first")
+    recipe = build(Recipe, [read_layer(run.recipe), overrides_layer(overrides)])
+    if not recipe.tune.is_on:
+        raise UserError(
+            f"run {run.name} has nothing to tune on; add tune.query_dataset_path=KNN:root=FOLDER:split=query "
+            "tune.test_dataset_path=KNN:root=FOLDER:split=test"
+        )
+    return recipe
 
 
 def warn_of_oddities(tune: TuneConfig, query: KNN, test: KNN) -> None:

@@ -72,5 +72,5 @@ def test_what_can_be_known_to_be_wrong_is_said_before_the_queue(place: Path, wor
 
 def test_a_run_that_has_nothing_to_tune_on_is_refused(place: Path) -> None:
     write_recipe(place)
-    with pytest.raises(UserError, match="there is nothing to tune on; add tune"):
+    with pytest.raises(UserError, match="run vits has nothing to tune on; add tune"):
         main(["--follow", "vits"])
