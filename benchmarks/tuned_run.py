@@ -31,7 +31,7 @@ from pathfm.lifecycle.run import Run
 from pathfm.recipe import find_config, read_recipe
 from pathfm.tables import text_table
 from pathfm.track.json_lines import JsonLines
-from pathfm.track.offline_files import records_of
+from pathfm.track.wandb_mirror.offline_files import records_of
 
 _INTERRUPTED_BY = (signal.SIGKILL, signal.SIGUSR2)
 

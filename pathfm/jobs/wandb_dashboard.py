@@ -14,8 +14,8 @@ from pathfm.jobs.wandb_sync import demand_key
 from pathfm.lifecycle.run import Run
 from pathfm.recipe import Recipe
 from pathfm.track.dashboard import DashboardSection, Panel, as_tree, sections_of
-from pathfm.track.mirror import one_line
-from pathfm.track.rows import X_AXIS
+from pathfm.track.wandb_mirror.mirror import one_line
+from pathfm.track.wandb_mirror.rows import X_AXIS
 
 _SCORES = ("acc", "balanced_acc", "auc")
 _ALWAYS = ("crops", "tokens", "schedules", "losses")  # pictures that a run makes sooner or later

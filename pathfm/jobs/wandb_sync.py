@@ -11,8 +11,8 @@ from pathfm.lifecycle.run import Run
 from pathfm.log import progress, start_logging
 from pathfm.recipe import Recipe
 from pathfm.track.config import WandbConfig
-from pathfm.track.mirror import Mirror, one_line, only_mirror
-from pathfm.track.rows import Row
+from pathfm.track.wandb_mirror.mirror import Mirror, one_line, only_mirror
+from pathfm.track.wandb_mirror.rows import Row
 from pathfm.track.weights_and_biases import has_key
 
 

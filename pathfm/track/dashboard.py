@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pathfm.track.rows import X_AXIS
+from pathfm.track.wandb_mirror.rows import X_AXIS
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""W&B as a view of a run's files: shown by a process of its own (`mirror`), so that training never waits for it.
+"""W&B as a view of a run's files: shown by a process of its own (`wandb_mirror`), so that training never waits for it.
 
 A thread would not do: W&B's client waits for its uploads when its process ends, and a client that hangs would keep the
 trainer from ending.
@@ -18,7 +18,7 @@ from typing import IO, Any, Literal
 
 from pathfm.log import get_logger
 from pathfm.track.config import WandbConfig
-from pathfm.track.processes import end_with_children
+from pathfm.track.wandb_mirror.processes import end_with_children
 
 _log = get_logger(__name__)
 _SHIELDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
@@ -122,7 +122,7 @@ def _start_mirror(run_directory: Path, environment: Mapping[str, str]) -> "subpr
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _SHIELDED)
         try:
             mirror = subprocess.Popen(
-                [sys.executable, "-m", "pathfm.track.mirror", str(run_directory.resolve())],
+                [sys.executable, "-m", "pathfm.track.wandb_mirror", str(run_directory.resolve())],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,

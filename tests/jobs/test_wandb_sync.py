@@ -7,7 +7,7 @@ from pathlib import Path
 from pathfm.__main__ import main
 from pathfm.config import to_yaml
 from pathfm.recipe import Recipe
-from pathfm.track.mirror import only_mirror
+from pathfm.track.wandb_mirror.mirror import only_mirror
 from pathfm.track.weights_and_biases import start_wandb
 from tests.track.runs_to_show import BATCH, OFFLINE, RunToShow
 from tests.track.wandb_server import WandbServer

@@ -10,9 +10,9 @@ from PIL import Image
 
 from pathfm.track.config import WandbConfig
 from pathfm.track.json_lines import JsonLines
-from pathfm.track.mirror import Mirror
-from pathfm.track.offline_files import records_of
-from pathfm.track.sent import Mode
+from pathfm.track.wandb_mirror.mirror import Mirror
+from pathfm.track.wandb_mirror.offline_files import records_of
+from pathfm.track.wandb_mirror.sent import Mode
 
 BATCH = 4
 RECIPE = {"train": {"global_batch_size": BATCH}, "optim": {"base_lr": 1e-3}}

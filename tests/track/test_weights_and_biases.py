@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pathfm.track.config import WandbConfig
-from pathfm.track.wandb_run import run_id
+from pathfm.track.wandb_mirror.wandb_run import run_id
 from pathfm.track.weights_and_biases import start_wandb, wandb_mode
 from tests.jobs.journeys import wait_until
 from tests.track.runs_to_show import OFFLINE, RECIPE, RunToShow, key_free, offline_folders
@@ -89,7 +89,7 @@ def test_the_key_is_in_no_file_and_on_no_command_line(tmp_path: Path, monkeypatc
     wait_until(lambda: sent.exists() and '"metrics": 4' in sent.read_text())
     command_lines = [line.read_bytes() for line in Path("/proc").glob("[0-9]*/cmdline") if _is_readable(line)]
     wandb.finish()
-    assert any(b"pathfm.track.mirror" in line for line in command_lines)
+    assert any(b"pathfm.track.wandb_mirror" in line for line in command_lines)
     assert any(b"wandb-core" in line for line in command_lines)
     assert not [line for line in command_lines if key.encode() in line]
     written = [file for file in tmp_path.rglob("*") if file.is_file()]

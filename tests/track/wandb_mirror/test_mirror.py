@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from pathfm.track.config import WandbConfig
-from pathfm.track.mirror import Mirror, gone_back_to, only_mirror
-from pathfm.track.processes import end_children
+from pathfm.track.wandb_mirror.mirror import Mirror, gone_back_to, only_mirror
+from pathfm.track.wandb_mirror.processes import end_children
 from pathfm.track.weights_and_biases import WeightsAndBiases, start_wandb
 from tests.jobs.journeys import wait_until
 from tests.track.runs_to_show import (

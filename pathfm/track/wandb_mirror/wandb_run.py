@@ -10,10 +10,10 @@ from typing import Any
 from pathfm.files import write_text
 from pathfm.log import get_logger
 from pathfm.track.config import WandbConfig
-from pathfm.track.followed import Export, Line
-from pathfm.track.processes import end_children
-from pathfm.track.rows import X_AXIS, Row
-from pathfm.track.sent import Mode
+from pathfm.track.wandb_mirror.followed import Export, Line
+from pathfm.track.wandb_mirror.processes import end_children
+from pathfm.track.wandb_mirror.rows import X_AXIS, Row
+from pathfm.track.wandb_mirror.sent import Mode
 
 _log = get_logger(__name__)
 _SECONDS_TO_START = 60

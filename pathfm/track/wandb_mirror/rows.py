@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pathfm.track.followed import Line, Picture
+from pathfm.track.wandb_mirror.followed import Line, Picture
 
 X_AXIS = "samples_seen"
 

@@ -1,7 +1,7 @@
 from pathlib import Path
 
-from pathfm.track.followed import Picture
-from pathfm.track.rows import flat, rows_of, tuning_values
+from pathfm.track.wandb_mirror.followed import Picture
+from pathfm.track.wandb_mirror.rows import flat, rows_of, tuning_values
 from tests.track.runs_to_show import metrics_line
 
 TUNING = {

@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from pathfm.track.offline_files import rows_in
+from pathfm.track.wandb_mirror.offline_files import rows_in
 from tests.track.runs_to_show import RunToShow, offline_folders, show
 
 

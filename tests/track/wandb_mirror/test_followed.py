@@ -3,8 +3,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from pathfm.track.followed import FollowedExports, FollowedLines, FollowedPictures
 from pathfm.track.json_lines import JsonLines
+from pathfm.track.wandb_mirror.followed import FollowedExports, FollowedLines, FollowedPictures
 
 
 def test_lines_come_once_whole_and_again_when_the_file_was_replaced(tmp_path: Path):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pathfm.track.config import WandbConfig
-from pathfm.track.processes import children_of
+from pathfm.track.wandb_mirror.processes import children_of
 from pathfm.track.weights_and_biases import WeightsAndBiases, start_wandb
 from tests.jobs.journeys import wait_until
 from tests.track.runs_to_show import RECIPE, RunToShow, numbers_of, offline_rows, show

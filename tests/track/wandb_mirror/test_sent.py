@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from pathfm.track.sent import Sent
+from pathfm.track.wandb_mirror.sent import Sent
 
 
 def sent_by(path: Path, mode, *rows, ended=True) -> Sent:

@@ -1,4 +1,4 @@
-"""`python -m pathfm.track.mirror RUN`: shows a run's files to W&B while they grow, and whatever was missed before.
+"""Shows a run's files to W&B while they grow, and what was missed before: `python -m pathfm.track.wandb_mirror RUN`.
 
 The trainer starts it and holds its stdin: one line of settings, then a line whenever there is something new. The end
 of stdin is the end of the segment, also when the trainer was killed. Nothing here can harm the run: it reads its files.
@@ -17,12 +17,12 @@ from typing import Any
 
 from pathfm.log import get_logger, start_logging
 from pathfm.track.config import WandbConfig
-from pathfm.track.followed import FollowedExports, FollowedLines, FollowedPictures, Line
-from pathfm.track.offline_files import rows_in
-from pathfm.track.processes import end_children
-from pathfm.track.rows import Row, left_out, rows_of, tuning_key
-from pathfm.track.sent import Mode, Sent
-from pathfm.track.wandb_run import WandbRun, abandon_client, open_run
+from pathfm.track.wandb_mirror.followed import FollowedExports, FollowedLines, FollowedPictures, Line
+from pathfm.track.wandb_mirror.offline_files import rows_in
+from pathfm.track.wandb_mirror.processes import end_children
+from pathfm.track.wandb_mirror.rows import Row, left_out, rows_of, tuning_key
+from pathfm.track.wandb_mirror.sent import Mode, Sent
+from pathfm.track.wandb_mirror.wandb_run import WandbRun, abandon_client, open_run
 from pathfm.track.weights_and_biases import EXIT_INCOMPLETE
 
 _log = get_logger(__name__)
@@ -310,7 +310,3 @@ def _without_diffs(provenance: Any) -> Any:
     if not isinstance(provenance, list):
         return []
     return [{key: value for key, value in segment.items() if key != "diff"} for segment in provenance]
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
