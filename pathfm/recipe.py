@@ -199,12 +199,13 @@ _RULES: dict[str, _Rule] = {
     "compute_precision": _no_effect("precision is train.precision: bf16 or fp32"),
     "MODEL": _no_effect("MODEL.WEIGHTS is not read when training starts from nothing", lambda v: _is_empty(v) or
                         (isinstance(v, dict) and all(map(_is_empty, v.values())))),
+    "evaluation": _no_effect("finished weights are judged by 'pathfm evaluate', running ones by tune.*"),
     "wandb.dir": _no_effect("W&B files lie in the run directory"),
     "tune.tune_every": _same_meaning("tune.tune_every_pct"),
     "tune.early_stopping.min_epoch": _epochs_to_fraction("tune.early_stopping.min_pct"),
     "tune.early_stopping.min_epoch_pct": _same_meaning("tune.early_stopping.min_pct"),
     "tune.early_stopping.min_max": _no_effect(
-        "tune.early_stopping.min_max: every number of tuning is the better the larger it is; set it to max",
+        "every number of tuning is the better the larger it is; set tune.early_stopping.min_max to max",
         lambda v: v in (None, "max"),
     ),
     "tune.early_stopping.patience_pct": _no_effect(

@@ -48,7 +48,8 @@ def test_old_keys_are_translated_with_a_note(tmp_path: Path):
         "compute_precision: {grad_scaler: true}\n"
         "tune: {tune_every: 0.5, query_dataset_path: null, knn: {nb_knn: 20},\n"
         "       early_stopping: {min_max: max, min_epoch: 100, patience: 7}}\n"
-        "wandb: {dir: /home/user, tags: ['${student.arch}']}\n",
+        "wandb: {dir: /home/user, tags: ['${student.arch}']}\n"
+        "evaluation: {eval_period_iterations: 12500}\n",
     )
     recipe = read.recipe
     assert recipe.checkpoint.every_epochs == 0.1
@@ -61,7 +62,7 @@ def test_old_keys_are_translated_with_a_note(tmp_path: Path):
     assert (recipe.tune.early_stopping.min_pct, recipe.tune.early_stopping.patience) == (0.2, 7)
     assert not recipe.tune.is_on
     assert recipe.student.pretrained_weights is None
-    assert len(read.notes) == 12
+    assert len(read.notes) == 13
     assert any("optim.warmup_epochs is read as optim.warmup_pct=0.16" in note for note in read.notes)
 
 
