@@ -7,6 +7,7 @@ N query samples   T test samples   D width   C classes
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,14 +64,12 @@ class Tuner:
         All ranks call this together.
         """
         started = time.perf_counter()
-        found: dict[str, dict[str, Score]] = {}
-        left_out: dict[str, int] = {}
-        for name, network in networks.items():
-            with left_as_found(network):
-                query, left_out["query"] = self._features(network, self.query, go_on, on_all=True)
-                test, left_out["test"] = self._features(network, self.test, go_on, on_all=False)
-            found[name] = self._scores(query, test)
-            del query, test
+        with ExitStack() as stack:
+            for network in networks.values():
+                stack.enter_context(left_as_found(network))
+            query, left_out_of_query = self._features(networks, self.query, go_on, on_all=True)
+            test, left_out_of_test = self._features(networks, self.test, go_on, on_all=False)
+        found = {name: self._scores(query.pop(name), test.pop(name)) for name in networks}
         if self.device.type == "cuda":
             torch.cuda.empty_cache()  # what it took in other sizes than steps do goes back to the device
         return {
@@ -80,31 +79,34 @@ class Tuner:
                 name: {key: [score.low, score.high] for key, score in numbers.items() if score.low != score.high}
                 for name, numbers in found.items()
             },
-            "query": {"samples": len(self.query), "left_out": left_out["query"]},
-            "test": {"samples": len(self.test), "left_out": left_out["test"]},
+            "query": {"samples": len(self.query), "left_out": left_out_of_query},
+            "test": {"samples": len(self.test), "left_out": left_out_of_test},
         }
 
     @torch.no_grad()  # not inference mode: weights that are gathered in it could not be trained with later
     def _features(
-        self, network: nn.Module, dataset: KNN, go_on: Callable[[], bool], *, on_all: bool
-    ) -> tuple[Rows, int]:
-        """[CLS] of every sample once, and how many could not be decoded."""
+        self, networks: Mapping[str, nn.Module], dataset: KNN, go_on: Callable[[], bool], *, on_all: bool
+    ) -> tuple[dict[str, Rows], int]:
+        """[CLS] of every sample by each network, which see it together; and how many could not be decoded."""
         share = share_of(len(dataset), self.config.knn.batch_size, self.ranks.rank, self.ranks.world_size)
         tiles = load_tiles(dataset, share, self.side, num_workers=self.config.num_workers, max_pixels=self.max_pixels)
-        features, rows = [], []
+        features: dict[str, list[Tensor]] = {name: [] for name in networks}
+        rows: list[Tensor] = []
         unreadable: list[str] = []
         for batch in tiles:
             if agree_any(not go_on()):
                 raise ToldToLeave
-            features.append(self._class_tokens(network, batch.images))
+            for name, network in networks.items():
+                features[name].append(self._class_tokens(network, batch.images))
             rows.append(batch.rows)
             unreadable += batch.unreadable
         place = torch.device("cpu") if self.config.knn.gather_on_cpu else self.device
-        own = torch.cat(features).to(place), torch.cat(rows).to(place)
-        of_all = tuple(map(gather_uneven_rows, own)) if on_all else own
-        in_order = of_all[1].argsort()
-        labels = torch.from_numpy(dataset.labels).to(place)[of_all[1][in_order]]
-        return Rows(of_all[0][in_order], labels), self._left_out(dataset, unreadable)
+        gathered = gather_uneven_rows if on_all else _own
+        of_all = gathered(torch.cat(rows).to(place))
+        in_order = of_all.argsort()
+        labels = torch.from_numpy(dataset.labels).to(place)[of_all[in_order]]
+        found = {name: Rows(gathered(torch.cat(parts).to(place))[in_order], labels) for name, parts in features.items()}
+        return found, self._left_out(dataset, unreadable)
 
     def _class_tokens(self, network: nn.Module, images: Tensor) -> Float[Tensor, "n D"]:
         """Where a rank has no sample left it sends one blank: sharded weights are gathered by all ranks or none."""
@@ -157,6 +159,10 @@ class Tuner:
                 ).items()
             }
         )
+
+
+def _own(rows: Tensor) -> Tensor:
+    return rows
 
 
 def _by_name(tries: Sequence[Mapping[str, Score]]) -> Iterator[tuple[str, list[Score]]]:
