@@ -15,18 +15,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from pathfm.errors import UserError
-from pathfm.random_streams import stream
+from pathfm.evaluate.bootstrap import Score, draws, mean_of_defined, ratio, score_of
 
 _WEIGHTS_AT_ONCE = 2**18  # 2 MiB: a few such arrays stay in a core's cache
-
-
-@dataclass(frozen=True)
-class Score:
-    """A number, and the 95 % percentile interval that its bootstrap over test samples or their groups gives."""
-
-    value: float
-    low: float
-    high: float
 
 
 _Measured = dict[str, Float[np.ndarray, " R"]]  # every metric of every resample; nan where it has none
@@ -127,7 +118,7 @@ class _Ranking:
         of_own = weights[self.own]
         own = of_own.sum(0)
         lost = np.einsum("pr,pr->r", above[self.first] + above[self.last], of_own) / 2 - own**2 / 2
-        return 1 - _ratio(lost, own * (total - own))
+        return 1 - ratio(lost, own * (total - own))
 
 
 @dataclass(frozen=True)
@@ -157,8 +148,8 @@ class _Bench:
         areas = np.stack([ranking.area(weights) for ranking in self.rankings])
         return {
             "acc": hit.sum(0) / weights.sum(0),
-            "balanced_acc": _mean_of_defined(_ratio(hit_of_classes, of_classes)),
-            "auc": _mean_of_defined(areas),
+            "balanced_acc": mean_of_defined(ratio(hit_of_classes, of_classes)),
+            "auc": mean_of_defined(areas),
         }
 
 
@@ -189,35 +180,15 @@ def _bootstrapped(
     values = measure(np.ones((len(groups), 1)))
     drawn = [measure(weights) for weights in _resampled(groups, resamples, seed)]
     return {
-        name: _score(float(value[0]), [of_chunk[name] for of_chunk in drawn])
+        name: score_of(float(value[0]), np.concatenate([*(of_chunk[name] for of_chunk in drawn), []]))
         for name, value in values.items()
         if not np.isnan(value[0])
     }
 
 
 def _resampled(groups: Int[np.ndarray, " T"], resamples: int, seed: int) -> Iterator[Float[np.ndarray, "T R"]]:
-    """Weights of all resamples, some at a time. Each has its own stream, so how many come at once changes none."""
+    """Weights of all resamples, some at a time: how many come at once changes none."""
     num_groups = int(groups.max()) + 1
     at_once = max(1, _WEIGHTS_AT_ONCE // len(groups))
     for start in range(0, resamples, at_once):
-        counts = [
-            np.bincount(stream(seed, number, "bootstrap").integers(0, num_groups, num_groups), minlength=num_groups)
-            for number in range(start, min(start + at_once, resamples))
-        ]
-        yield np.stack(counts, axis=1).astype(float)[groups]
-
-
-def _score(value: float, drawn: Sequence[Float[np.ndarray, " R"]]) -> Score:
-    of_all = np.concatenate([*drawn, []])
-    defined = of_all[~np.isnan(of_all)]
-    low, high = np.percentile(defined, [2.5, 97.5]) if len(defined) else (value, value)
-    return Score(value, float(low), float(high))
-
-
-def _ratio(part: Float[np.ndarray, "*n"], whole: Float[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
-    return np.divide(part, whole, out=np.full_like(part, np.nan), where=whole > 0)
-
-
-def _mean_of_defined(values: Float[np.ndarray, "L R"]) -> Float[np.ndarray, " R"]:
-    defined = ~np.isnan(values)
-    return _ratio(np.where(defined, values, 0).sum(0), defined.sum(0).astype(float))
+        yield draws(num_groups, range(start, min(start + at_once, resamples)), seed)[groups]

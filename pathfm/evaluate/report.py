@@ -14,8 +14,9 @@ import torch
 from jaxtyping import Float, Int
 
 from pathfm.errors import UserError
+from pathfm.evaluate.bootstrap import Score
 from pathfm.evaluate.calibration import confusion, reliability
-from pathfm.evaluate.metrics import Score, mean_scores, scores
+from pathfm.evaluate.metrics import mean_scores, scores
 from pathfm.evaluate.tasks import Found
 from pathfm.files import write_json, write_text, written_aside
 

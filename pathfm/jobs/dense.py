@@ -16,13 +16,13 @@ from PIL import Image
 from torch import Tensor
 
 from pathfm.errors import EXIT_INTERRUPTED
+from pathfm.evaluate.bootstrap import Score
 from pathfm.evaluate.dense.fit import Examples, FitSettings, fit, look
 from pathfm.evaluate.dense.heads import LinearHead, Regression, Segmentation
 from pathfm.evaluate.dense.losses import IGNORED
 from pathfm.evaluate.dense.metrics import confusion, deviations, regression_scores, segmentation_scores
 from pathfm.evaluate.dense.pictures import Seen, regression_picture, segmentation_picture, spread_by
 from pathfm.evaluate.dense.report import as_json, headline, markdown
-from pathfm.evaluate.metrics import Score
 from pathfm.files import write_json, write_text, written_aside
 from pathfm.jobs.dense_plan import BLOCKS, Plan, planned
 from pathfm.lifecycle.run import commit_and_diff

@@ -21,8 +21,9 @@ from pathfm.data.labelled import load_tiles, share_of
 from pathfm.dist.collect import agree_any, decided_by_first, gather_lists, gather_uneven_rows
 from pathfm.dist.env import Ranks
 from pathfm.errors import listed
+from pathfm.evaluate.bootstrap import Score
 from pathfm.evaluate.knn import few_shot_rows, knn_probabilities
-from pathfm.evaluate.metrics import Score, scores
+from pathfm.evaluate.metrics import scores
 from pathfm.log import get_logger
 from pathfm.parallel.apply import left_as_found
 from pathfm.ssl.health import effective_rank

@@ -9,7 +9,8 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, roc_auc_sco
 
 from pathfm.errors import UserError
 from pathfm.evaluate import metrics
-from pathfm.evaluate.metrics import Score, differences, mean_scores, scores
+from pathfm.evaluate.bootstrap import Score
+from pathfm.evaluate.metrics import differences, mean_scores, scores
 from pathfm.random_streams import stream
 
 

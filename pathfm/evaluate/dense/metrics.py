@@ -11,9 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from pathfm.errors import UserError
+from pathfm.evaluate.bootstrap import Score, draws, mean_of_defined, ratio, score_of
 from pathfm.evaluate.dense.losses import IGNORED, is_known
-from pathfm.evaluate.metrics import Score
-from pathfm.random_streams import stream
 
 Amounts = Float[np.ndarray, "R K"]
 Measure = Callable[[Amounts], Mapping[str, Float[np.ndarray, " R"]]]
@@ -61,11 +60,11 @@ def segmentation_scores(
     def measure(amounts: Amounts) -> dict[str, Float[np.ndarray, " R"]]:
         matrix = amounts.reshape(-1, classes, classes)
         hit, true, said = matrix.diagonal(axis1=1, axis2=2), matrix.sum(2), matrix.sum(1)
-        iou, dice, acc = _ratio(hit, true + said - hit), _ratio(2 * hit, true + said), _ratio(hit, true)
+        iou, dice, acc = ratio(hit, true + said - hit), ratio(2 * hit, true + said), ratio(hit, true)
         overall = {
-            "miou": _mean_of_defined(iou),
-            "mdice": _mean_of_defined(dice),
-            "pixel_acc": _ratio(hit.sum(1), true.sum(1)),
+            "miou": mean_of_defined(iou.T),
+            "mdice": mean_of_defined(dice.T),
+            "pixel_acc": ratio(hit.sum(1), true.sum(1)),
         }
         of_classes = {"iou": iou, "dice": dice, "acc": acc}
         return overall | {
@@ -86,8 +85,8 @@ def regression_scores(
 
     def measure(amounts: Amounts) -> dict[str, Float[np.ndarray, " R"]]:
         number, relative, squares, *within = amounts.T
-        deltas = {f"delta_{power}": _ratio(part, number) for power, part in zip(_POWERS, within, strict=True)}
-        return {"abs_rel": _ratio(relative, number), "rmse": np.sqrt(_ratio(squares, number)), **deltas}
+        deltas = {f"delta_{power}": ratio(part, number) for power, part in zip(_POWERS, within, strict=True)}
+        return {"abs_rel": ratio(relative, number), "rmse": np.sqrt(ratio(squares, number)), **deltas}
 
     return with_intervals(amounts, measure, groups, resamples=resamples, seed=seed)
 
@@ -109,12 +108,9 @@ def with_intervals(
     if not len(amounts):
         raise UserError("there is no test picture to score; give a test split that has some")
     drawn_from = _summed(amounts.astype(float), groups)
-    number = len(drawn_from)
     values = measure(drawn_from.sum(0, keepdims=True))
-    rows = [stream(seed, resample, "bootstrap").integers(0, number, number) for resample in range(resamples)]
-    weights = np.array([np.bincount(row, minlength=number) for row in rows], dtype=float).reshape(-1, number)
-    drawn = measure(weights @ drawn_from)
-    return {name: _score(float(value[0]), drawn[name]) for name, value in values.items() if not np.isnan(value[0])}
+    drawn = measure(draws(len(drawn_from), range(resamples), seed).T @ drawn_from)
+    return {name: score_of(float(value[0]), drawn[name]) for name, value in values.items() if not np.isnan(value[0])}
 
 
 def _summed(amounts: Float[np.ndarray, "U K"], groups: Sequence[str] | None) -> Float[np.ndarray, "G K"]:
@@ -124,18 +120,3 @@ def _summed(amounts: Float[np.ndarray, "U K"], groups: Sequence[str] | None) -> 
     sums = np.zeros((len(names), amounts.shape[1]))
     np.add.at(sums, of_group, amounts)
     return sums
-
-
-def _score(value: float, drawn: Float[np.ndarray, " R"]) -> Score:
-    defined = drawn[~np.isnan(drawn)]
-    low, high = np.percentile(defined, [2.5, 97.5]) if len(defined) else (value, value)
-    return Score(value, float(low), float(high))
-
-
-def _ratio(part: Float[np.ndarray, "*n"], whole: Float[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
-    return np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
-
-
-def _mean_of_defined(values: Float[np.ndarray, "R C"]) -> Float[np.ndarray, " R"]:
-    defined = ~np.isnan(values)
-    return _ratio(np.where(defined, values, 0).sum(1), defined.sum(1).astype(float))

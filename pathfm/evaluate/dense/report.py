@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pathfm.evaluate.metrics import Score
+from pathfm.evaluate.bootstrap import Score
 
 _OVERALL = {
     "segmentation": {"miou": "mIoU", "mdice": "mean Dice", "pixel_acc": "pixel accuracy"},
