@@ -25,7 +25,7 @@ from pathfm.evaluate.dense.pictures import Seen, regression_picture, segmentatio
 from pathfm.evaluate.dense.report import as_json, headline, markdown
 from pathfm.files import write_json, write_text, written_aside
 from pathfm.jobs.dense_plan import BLOCKS, Plan, planned
-from pathfm.lifecycle.run import commit_and_diff
+from pathfm.lifecycle.run import commit_of_this_code
 from pathfm.lifecycle.signals import noted
 from pathfm.log import get_logger, progress, start_logging
 
@@ -199,7 +199,7 @@ def _report(
         "seconds": seconds,
         "device": str(plan.sight.device),
         "command": arguments.command,
-        "commit": commit_and_diff(Path(__file__).resolve().parents[2])["commit"],
+        "commit": commit_of_this_code(),
         "versions": {name: version(name) for name in ("pathfm", "torch", "numpy", "pillow")},
     }
 

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from pathfm.evaluate.tasks import TASKS, Found, Split, TaskSettings, judge
 from pathfm.features.dataset_features import Wanted, demand_possible, extract_dataset, key_of, open_features
 from pathfm.jobs.find_run import RUNS
 from pathfm.jobs.named_weights import NamedWeights, named_weights, recipe_of
-from pathfm.lifecycle.run import commit_and_diff
+from pathfm.lifecycle.run import commit_of_this_code, version_of
 from pathfm.lifecycle.signals import noted
 from pathfm.log import get_logger, start_logging
 from pathfm.models.build import build_backbone
@@ -224,8 +223,8 @@ def _judge(subject: _Subject, data: Data, arguments: Namespace, command: str, de
         "settings": {**asdict(settings), "bootstrap": arguments.bootstrap},
         "command": command,
         "seconds": time.perf_counter() - started,
-        "commit": commit_and_diff(Path(__file__).resolve().parents[2])["commit"],
-        "versions": {package: _version(package) for package in _VERSIONS},
+        "commit": commit_of_this_code(),
+        "versions": {package: version_of(package) for package in _VERSIONS},
     }
     draw_evaluation(report, arguments.output / f"{subject.name}.png")
     written = write_evaluation(arguments.output, report, samples, {task: one.tries for task, one in found.items()})
@@ -308,13 +307,6 @@ def _labelled(text: str, option: str) -> KNN:
     if not len(dataset):
         raise UserError(f"{option} {text} has no samples")
     return dataset
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _parser() -> ArgumentParser:

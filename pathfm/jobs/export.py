@@ -66,20 +66,12 @@ def _source(word: str, runs_dir: Path) -> Source:
     if path.suffix in (".pth", ".safetensors"):
         raise UserError(f"there is no file {path}; give a run, or a file of weights")
     run = find_run(word, runs_dir)
-    best = [run.exports / f"teacher_best{suffix}" for suffix in (".safetensors", ".pth")]
-    newest = sorted((path for path in run.exports.glob("teacher_*") if _STEP.fullmatch(path.name)), key=_age)
-    found = [*(path for path in best if path.is_file()), *reversed(newest)]
-    if not found:
+    if (teacher := run.teacher_to_use()) is None:
         raise UserError(
             f"run {run.name} has no exported teacher in {run.exports}; it writes one at its end, "
             "and every checkpoint.export_every_steps"
         )
-    return Source(found[0], run)
-
-
-def _age(path: Path) -> tuple[int, bool]:
-    found = _STEP.fullmatch(path.name)
-    return int(found[1]) if found else -1, path.suffix == ".safetensors"
+    return Source(teacher, run)
 
 
 def _run_of(weights: Path) -> Run | None:

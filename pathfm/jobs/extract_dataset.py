@@ -23,7 +23,7 @@ from pathfm.features.dataset_features import (
     open_features,
 )
 from pathfm.jobs.extraction import student_named
-from pathfm.lifecycle.run import commit_and_diff
+from pathfm.lifecycle.run import commit_of_this_code
 from pathfm.lifecycle.signals import noted
 from pathfm.log import get_logger
 from pathfm.models.pretrained import Pretrained, load_backbone
@@ -86,7 +86,7 @@ def extract(arguments: Namespace, ranks: Ranks, device: torch.device) -> int:
             notes={
                 "command": arguments.command,
                 "source": arguments.dataset,
-                "commit": commit_and_diff(Path(__file__).resolve().parents[2])["commit"],
+                "commit": commit_of_this_code(),
             },
         )
     if not is_done:

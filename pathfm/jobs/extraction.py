@@ -23,7 +23,7 @@ from pathfm.features.resume import begin_or_go_on, demand_free
 from pathfm.features.writers import by_slide, packed_tar, write_files, write_packed, write_slides
 from pathfm.files import write_json
 from pathfm.jobs.arguments import CONFIGS
-from pathfm.lifecycle.run import commit_and_diff
+from pathfm.lifecycle.run import commit_of_this_code
 from pathfm.log import progress
 from pathfm.models.config import StudentConfig
 from pathfm.models.pretrained import Pretrained, load_backbone
@@ -175,7 +175,7 @@ def _manifest(extraction: Extraction, shape: Sequence[int]) -> dict[str, Any]:
         "padded": padded,
         "slides": _slides_of(extraction),
         "versions": {name: version(name) for name in ("pathfm", "torch", "numpy", "pillow", "simplejpeg")},
-        "commit": commit_and_diff(Path(__file__).resolve().parents[2])["commit"],
+        "commit": commit_of_this_code(),
     }
 
 

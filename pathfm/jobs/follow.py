@@ -20,7 +20,7 @@ from pathfm.jobs.find_run import RUNS, find_run
 from pathfm.jobs.run_reports import mirror_of
 from pathfm.jobs.tuning import build_tuner
 from pathfm.jobs.tuning_sets import recipe_to_follow
-from pathfm.lifecycle.run import Run
+from pathfm.lifecycle.run import Run, step_of_export
 from pathfm.lifecycle.signals import noted
 from pathfm.log import get_logger, start_logging
 from pathfm.models.pretrained import load_backbone
@@ -67,7 +67,7 @@ class Follower:
     def next_export(self) -> Path | None:
         """The oldest that was not scored, by this or by the run itself."""
         scored = {line["step"] for line in JsonLines(self.run.tuning).read()}
-        return next((path for path in self._exports() if _step_of(path) not in scored), None)
+        return next((path for path in self.run.exported_teachers() if step_of_export(path) not in scored), None)
 
     def is_over(self) -> bool:
         """Whether the run will export nothing more."""
@@ -75,7 +75,7 @@ class Follower:
         return ended is not None and ended.get("verdict") == "done"
 
     def write(self, export: Path, found: dict[str, Any]) -> None:
-        line = {**self._place(_step_of(export)), "by": "follow", **found, "early_stopping": None}
+        line = {**self._place(step_of_export(export)), "by": "follow", **found, "early_stopping": None}
         JsonLines(self.run.tuning).append(line)
         teacher = {name: value for name, value in found["teacher"].items() if name.startswith(("acc", "auc"))}
         _log.info("%s: %s", export.name, ", ".join(f"{name} {value:.4f}" for name, value in teacher.items()))
@@ -85,9 +85,6 @@ class Follower:
         lines = JsonLines(self.run.metrics).read()
         epochs_per_step = lines[-1]["epoch"] / lines[-1]["step"] if lines else 0.0
         return {"step": step, "samples_seen": step * self.global_batch_size, "epoch": step * epochs_per_step}
-
-    def _exports(self) -> list[Path]:
-        return sorted(self.run.exports.glob("teacher_[0-9]*.safetensors"), key=_step_of)
 
 
 def _follow(run: Run, recipe: Recipe, ranks: Ranks, device: torch.device, *, once: bool) -> int:
@@ -103,7 +100,7 @@ def _follow(run: Run, recipe: Recipe, ranks: Ranks, device: torch.device, *, onc
                 return EXIT_INTERRUPTED
             if export is None and is_over:
                 break
-            team.watch.at(0 if export is None else _step_of(export), "tuning")
+            team.watch.at(0 if export is None else step_of_export(export), "tuning")
             if export is None:
                 time.sleep(_SECONDS_BETWEEN_LOOKS)
             elif not _score(tuner, follower, export, ranks):
@@ -141,7 +138,3 @@ def _show(run: Run, recipe: Recipe) -> None:
     ended = run.how_it_ended()
     if ended is not None and ended.get("verdict") != "running":
         mirror_of(recipe, run).finish()
-
-
-def _step_of(export: Path) -> int:
-    return int(export.stem.removeprefix("teacher_"))

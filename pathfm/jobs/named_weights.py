@@ -57,12 +57,9 @@ def recipe_of(named: NamedWeights) -> Recipe:
 
 
 def _export_of(run: Run) -> Path:
-    """The teacher that tuning liked best, or else the newest."""
-    best = run.exports / "teacher_best.safetensors"
-    of_steps = sorted(run.exports.glob("teacher_[0-9]*.safetensors"), key=lambda path: int(path.stem.split("_")[1]))
-    if not best.is_file() and not of_steps:
+    if (teacher := run.teacher_to_use()) is None:
         raise UserError(f"run {run.name} has exported no teacher yet; checkpoint.export_every_steps says when it does")
-    return best if best.is_file() else of_steps[-1]
+    return teacher
 
 
 def _label(path: Path) -> str:

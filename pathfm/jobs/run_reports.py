@@ -218,7 +218,7 @@ def _why_it_stopped(loop: Loop) -> str:
 
 def where_everything_is(run: Run) -> str:
     """The last lines that a person reads."""
-    exported = sorted(run.exports.glob("teacher_[0-9]*.safetensors"))
+    exported = run.exported_teachers()
     best = run.exports / "teacher_best.safetensors"
     rows = {
         "run": run.directory,

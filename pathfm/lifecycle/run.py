@@ -12,7 +12,7 @@ import shlex
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -29,6 +29,7 @@ _log = get_logger(__name__)
 ORIGIN = "origin.json"  # in a copy of the code: where it was copied from
 # What a run has of its jobs, whatever they train: a job that waits may need it.
 _STAY = (".lock", ".submission.lock", "logs", "code", "jobs.jsonl", "attempts.jsonl")
+_WEIGHTS = (".safetensors", ".pth")
 _PACKAGES = ("pathfm", "torch", "numpy", "pillow", "opencv-python-headless", "xformers", "submitit", "wandb")
 
 
@@ -74,6 +75,22 @@ class Run:
     @property
     def exports(self) -> Path:
         return self.directory / "exports"
+
+    def exported_teachers(self) -> list[Path]:
+        """Of steps, oldest first, as safetensors, which are written last."""
+        return self._teachers_of_steps(".safetensors")
+
+    def teacher_to_use(self) -> Path | None:
+        """The one that tuning liked best, or else the newest; safetensors before .pth. None: nothing is exported."""
+        best = [self.exports / f"teacher_best{suffix}" for suffix in _WEIGHTS]
+        newest = max((self._teachers_of_steps(suffix)[-1:] for suffix in _WEIGHTS), key=_steps_of)
+        return next((path for path in [*best, *newest] if path.is_file()), None)
+
+    def _teachers_of_steps(self, suffix: str) -> list[Path]:
+        found = (
+            path for path in self.exports.glob(f"teacher_*{suffix}") if path.stem.removeprefix("teacher_").isdigit()
+        )
+        return sorted(found, key=step_of_export)
 
     @property
     def previews(self) -> Path:
@@ -161,6 +178,28 @@ class Run:
         write_json(path, [*segments, {**_where_and_what(), **facts}])
 
 
+def step_of_export(path: Path) -> int:
+    """`teacher_00012000.pth` -> 12000."""
+    return int(path.stem.removeprefix("teacher_"))
+
+
+def _steps_of(paths: Sequence[Path]) -> list[int]:
+    return [step_of_export(path) for path in paths]
+
+
+def commit_of_this_code() -> str | None:
+    """Where it is known."""
+    return commit_and_diff(Path(__file__).resolve().parents[2])["commit"]
+
+
+def version_of(package: str) -> str | None:
+    """None where it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
 def _stays(entry: Path) -> bool:
     return entry.name in _STAY or entry.name.startswith("earlier_")
 
@@ -175,7 +214,7 @@ def _where_and_what() -> dict[str, Any]:
         "code_is": _kind_of_code(code),
         "image": os.environ.get("PATHFM_IMAGE"),
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in _PACKAGES},
+        "versions": {name: version_of(name) for name in _PACKAGES},
         **commit_and_diff(code),
     }
 
@@ -185,13 +224,6 @@ def _kind_of_code(code: Path) -> str:
     if (code / ORIGIN).is_file():
         return "snapshot" if "checkout" in json.loads((code / ORIGIN).read_text(encoding="utf-8")) else "image"
     return "checkout" if (code / ".git").exists() else "installed"
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def commit_and_diff(code: Path) -> dict[str, str | None]:

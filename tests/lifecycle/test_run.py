@@ -95,3 +95,21 @@ def test_provenance_says_whether_a_snapshot_ran_or_the_images_own_code(
     (segment,) = json.loads((tmp_path / "run" / "provenance.json").read_text())
     assert (segment["code_is"], segment["image"]) == (kind, "/images/pathfm.sif")
     assert segment["commit"] == (origin or {}).get("commit")
+
+
+def test_the_teacher_to_use_is_the_best_or_the_newest_and_safetensors_go_first(tmp_path: Path):
+    run = Run(tmp_path)
+    assert run.teacher_to_use() is None
+    run.exports.mkdir()
+    names = ("teacher_00000004.pth", "teacher_00000004.safetensors", "teacher_00000012.pth", "teacher_old.safetensors")
+    for name in names:
+        (run.exports / name).touch()
+    assert run.teacher_to_use() == run.exports / "teacher_00000012.pth"
+    (run.exports / "teacher_00000012.safetensors").touch()
+    assert run.teacher_to_use() == run.exports / "teacher_00000012.safetensors"
+    assert [path.name for path in run.exported_teachers()] == [
+        "teacher_00000004.safetensors",
+        "teacher_00000012.safetensors",
+    ]
+    (run.exports / "teacher_best.pth").touch()
+    assert run.teacher_to_use() == run.exports / "teacher_best.pth"
