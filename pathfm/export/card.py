@@ -99,7 +99,7 @@ def _what(model: Pretrained, written: Written) -> str:
         f"reads patch features {student.feature_width} wide" if model.reads_features else f"{vit.patch_size} px patches"
     )
     registers = f", {vit.num_register_tokens} registers" if vit.num_register_tokens else ""
-    side = round((vit.pos_embed.shape[1] - 1) ** 0.5)
+    side = vit.learned_grid
     return (
         f"A vision transformer for pathology: {vit.width} wide, {len(vit.blocks)} blocks, {reads}{registers}, "
         f"{millions:.1f} million parameters in fp32. Its positions were learned for {side} x {side} patches. "

@@ -60,7 +60,7 @@ def shape_of(vit: ViT) -> Shape:
         num_heads=first.attn.num_heads,
         patch_size=vit.patch_size,
         num_registers=vit.num_register_tokens,
-        learned_size=vit.patch_size * round((vit.pos_embed.shape[1] - 1) ** 0.5),
+        learned_size=vit.patch_size * vit.learned_grid,
         hidden=first.mlp.w3.in_features if isinstance(first.mlp, SwiGLU) else first.mlp.fc1.out_features,
         is_swiglu=is_swiglu,
         has_layerscale="blocks.0.ls1.gamma" in vit.state_dict(),

@@ -60,7 +60,7 @@ def _write_settings(folder: Path, model: Pretrained) -> None:
 
 def _size(model: Pretrained) -> int:
     """px, or for a model that reads patch features rows of its grid."""
-    return model.student.patch_size * round((model.vit.pos_embed.shape[1] - 1) ** 0.5)
+    return model.student.patch_size * model.vit.learned_grid
 
 
 def _hub_notes(model: Pretrained) -> list[str]:

@@ -29,10 +29,9 @@ from pathfm.evaluate.dense.losses import IGNORED, is_known
 from pathfm.evaluate.dense.split import Split, split_by_csv, split_by_fields
 from pathfm.evaluate.dense.windows import windows_for
 from pathfm.jobs.extraction import student_named
-from pathfm.jobs.named_weights import NamedWeights, named_weights, recipe_of
+from pathfm.jobs.named_weights import named_weights
+from pathfm.jobs.random_backbone import random_backbone
 from pathfm.log import progress
-from pathfm.models.build import build_backbone
-from pathfm.models.config import StudentConfig
 from pathfm.models.pretrained import load_backbone
 from pathfm.models.vit import ViT
 from pathfm.random_streams import derived_seed
@@ -97,7 +96,7 @@ def backbone_named(text: str, config: str | None = None, seed: int = 0) -> Weigh
     """Of a file, of a run's best export, else its newest, or random. Raises `UserError` for what reads no images."""
     named = named_weights(text)
     if named.path is None:
-        vit, student, digest = *_random_backbone(named, seed), None
+        vit, student, digest = *random_backbone(named, derived_seed(seed, 0, "random backbone")), None
     else:
         found = load_backbone(named.path, student_named(config))
         vit, student, digest = found.vit, found.student, found.sha256
@@ -106,14 +105,6 @@ def backbone_named(text: str, config: str | None = None, seed: int = 0) -> Weigh
     facts = {"name": str(named.path or text), "sha256": digest, "student": student.model_dump(mode="json")}
     is_export = named.path is not None and named.path.absolute().parent.name == "exports"
     return Weights(vit, facts, named.label, named.path.absolute().parents[1] if named.path and is_export else None)
-
-
-def _random_backbone(named: NamedWeights, seed: int) -> tuple[ViT, StudentConfig]:
-    recipe = recipe_of(named)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derived_seed(seed, 0, "random backbone"))
-        vit = build_backbone(recipe.student, recipe.crops.global_crops_size, drop_path=False, has_mask_token=False)
-    return vit.eval().requires_grad_(False), recipe.student
 
 
 def _output(arguments: Namespace, weights: Weights) -> Path:
@@ -165,12 +156,12 @@ def _task(arguments: Namespace, pairs: Pairs, split: Split) -> tuple[Segmentatio
 def _segmentation(arguments: Namespace, pairs: Pairs, split: Split) -> tuple[Segmentation, Constant]:
     """Every mask is read once, so that a value that is no class is known before the backbone runs."""
     pixels = np.zeros(IGNORED, np.int64)
-    of_train = np.zeros_like(pixels)
+    of_train, is_train = np.zeros_like(pixels), {*split.train}
     for number in progress([*split.train, *split.test], "reading masks", unit="masks"):
         target = pairs.target(number).flatten()
         found = target[target != IGNORED].long().bincount(minlength=IGNORED).numpy()
         pixels += found
-        of_train += found if number in set(split.train) else 0
+        of_train += found if number in is_train else 0
     seen = int(np.flatnonzero(pixels).max(initial=0)) + 1
     names = arguments.classes or (INSTANCE_CLASSES if arguments.instances else [f"class_{i}" for i in range(seen)])
     if len(names) < 2:

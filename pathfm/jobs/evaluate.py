@@ -3,6 +3,8 @@
 import sys
 from collections.abc import Sequence
 
+from pathfm.jobs.arguments import follows
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
@@ -13,8 +15,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     from pathfm.jobs.evaluation import main as evaluate
 
     return evaluate(words)
-
-
-def follows(words: Sequence[str]) -> bool:
-    """Whether a command line is about a run that goes on."""
-    return any(word.partition("=")[0] == "--follow" for word in words)

@@ -27,11 +27,11 @@ from pathfm.evaluate.report import METRICS, JudgedSamples, in_words, percent, re
 from pathfm.evaluate.tasks import TASKS, Found, Split, TaskSettings, judge
 from pathfm.features.dataset_features import Wanted, demand_possible, extract_dataset, key_of, open_features
 from pathfm.jobs.find_run import RUNS
-from pathfm.jobs.named_weights import NamedWeights, named_weights, recipe_of
+from pathfm.jobs.named_weights import NamedWeights, named_weights
+from pathfm.jobs.random_backbone import random_backbone
 from pathfm.lifecycle.run import commit_of_this_code, version_of
 from pathfm.lifecycle.signals import noted
 from pathfm.log import get_logger, start_logging
-from pathfm.models.build import build_backbone
 from pathfm.models.pretrained import Pretrained, load_backbone
 from pathfm.tables import text_table
 
@@ -107,16 +107,11 @@ def open_backbone(named: NamedWeights) -> Pretrained:
     """A file's, or random weights that are the same each time."""
     if named.path is not None:
         return load_backbone(named.path)
-    recipe = recipe_of(named)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        vit = build_backbone(
-            recipe.student, recipe.crops.global_crops_size, drop_path=False, has_mask_token=False
-        ).eval()
+    vit, student = random_backbone(named, torch_seed=0)
     content = hashlib.sha256()
     for name, tensor in sorted(vit.state_dict().items()):
         content.update(name.encode() + tensor.contiguous().numpy().tobytes())
-    return Pretrained(vit.requires_grad_(False), recipe.student, Path(named.text), content.hexdigest(), {})
+    return Pretrained(vit, student, Path(named.text), content.hexdigest(), {})
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,7 @@ class _Asked:
 
 def _own_side(model: Pretrained) -> int:
     """For which positions were learned."""
-    return round((model.vit.pos_embed.shape[1] - 1) ** 0.5) * model.student.patch_size
+    return model.vit.learned_grid * model.student.patch_size
 
 
 def _summary(output: Path) -> str:

@@ -15,8 +15,8 @@ from pathfm.dist.collect import agree_any, decided_by_first
 from pathfm.dist.env import Ranks, ranks_from_environment
 from pathfm.dist.groups import device_of, joined, run_rank
 from pathfm.errors import EXIT_INTERRUPTED
-from pathfm.jobs.arguments import parse_with_overrides
-from pathfm.jobs.find_run import RUNS, find_run
+from pathfm.jobs.arguments import add_options_to_follow, parse_with_overrides
+from pathfm.jobs.find_run import find_run
 from pathfm.jobs.run_reports import mirror_of
 from pathfm.jobs.tuning import build_tuner
 from pathfm.jobs.tuning_sets import recipe_to_follow
@@ -42,9 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "once, into the run's results/tuning.jsonl and W&B run, until the run is over. Settings as tune.KEY=VALUE.",
         allow_abbrev=False,
     )
-    parser.add_argument("--follow", required=True, metavar="RUN", help="a run's directory, or its name in runs/")
-    parser.add_argument("--runs-dir", type=Path, default=RUNS, help="where runs lie (default: runs)")
-    parser.add_argument("--once", action="store_true", help="score what is exported now, and end")
+    add_options_to_follow(parser)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     arguments = parse_with_overrides(parser, argv)
     ranks = ranks_from_environment()

@@ -95,9 +95,9 @@ def pretrain(recipe: Recipe, run: Run, team: Team) -> int:
         return 0
     team.watch.keep_stacks_in(run.stacks)
     data = TrainingData(recipe, plan, dataset, device)
+    tuner = tuner_of(recipe, ranks, device)
     store = Store(run.checkpoints, recipe.checkpoint)
     state = _fresh_state(recipe, plan, ranks, device, run, begun=bool(store.paths()))
-    tuner = tuner_of(recipe, ranks, device)
     networks = {"teacher": state.method.teacher, "student": state.method.student}
     resume(state, store, run, ranks)
     if ranks.is_first:

@@ -209,8 +209,9 @@ def close_run(run: Run, loop: Loop, verdict: Verdict) -> bool:
 
 
 def _why_it_stopped(loop: Loop) -> str:
-    state, patience = loop.state.tuning, loop.online.config.early_stopping.patience
-    if state.without_improvement < patience:
+    """By its last tuning."""
+    state = loop.state.tuning
+    if loop.forgot and loop.online.config.guard.action == "stop":
         return f"stopped by tune.guard: the teacher fell too far below {state.metric} {state.at_start:.4f}, of step 0"
     best = f"step {state.best_step:,} with {state.metric} {state.best:.4f}" if state.best is not None else "none so far"
     return f"stopped early, after {state.without_improvement} tunings without a better teacher; the best is {best}"

@@ -14,7 +14,13 @@ PROFILES = CONFIGS.parent / "launchers" / "profiles"
 # Keys of the profile, further options of sbatch, and how to submit: none of them means anything without Slurm.
 _OF_PROFILE = ("gpus_per_node", "partition", "account", "qos", "constraint", "time")
 _OF_SBATCH = ("exclude", "dependency", "reservation", "comment")
-SLURM_ALONE = ("nodes", "profile", *_OF_PROFILE, *_OF_SBATCH, "parallel", "live", "resubmit")
+_SLURM_ALONE = ("nodes", "profile", *_OF_PROFILE, *_OF_SBATCH, "parallel", "live", "resubmit")
+
+
+def for_slurm_alone(arguments: Namespace, parser: ArgumentParser, *further: str) -> list[str]:
+    """The options that were given and mean nothing on this machine. `further`: the launcher's own such options."""
+    names = (*_SLURM_ALONE, *further)
+    return [name for name in names if getattr(arguments, name) != parser.get_default(name)]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pathfm.config import build, read_layer, to_yaml
 from pathfm.errors import UserError, listed
 from pathfm.jobs.arguments import CONFIGS, parse_with_overrides
 from pathfm.jobs.before_queue import data_folders, problems_of_run, stop_at
-from pathfm.jobs.slurm_options import SLURM_ALONE, Place, add_options, demand_slurm, place_of
+from pathfm.jobs.slurm_options import Place, add_options, demand_slurm, for_slurm_alone, place_of
 from pathfm.jobs.slurm_order import SlurmOrder, Work, hand_over
 from pathfm.jobs.sweep import points
 from pathfm.launch.local import gpus_of_this_machine, run_in_this_process, run_local
@@ -54,9 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not arguments.dry_run:
             demand_slurm("train on this machine with --cluster local")
         return _on_slurm(arguments)
-    names = (*SLURM_ALONE, "sweep")
-    given = [name for name in names if getattr(arguments, name) != parser.get_default(name)]
-    return _on_this_machine(arguments, given)
+    return _on_this_machine(arguments, for_slurm_alone(arguments, parser, "sweep"))
 
 
 def to_submit_again(words: Sequence[str]) -> str:

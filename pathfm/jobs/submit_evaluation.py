@@ -7,10 +7,11 @@ from pathlib import Path
 
 from pathfm.data.strings import is_dataset_string
 from pathfm.errors import UserError
+from pathfm.jobs.arguments import follows
 from pathfm.jobs.before_queue import folders_of, unwritable
 from pathfm.jobs.find_run import RUNS
 from pathfm.jobs.named_weights import RANDOM, NamedWeights, named_weights
-from pathfm.jobs.slurm_options import SLURM_ALONE, add_options, demand_slurm, place_of
+from pathfm.jobs.slurm_options import add_options, demand_slurm, for_slurm_alone, place_of
 from pathfm.jobs.slurm_order import SlurmOrder, Work, hand_over
 from pathfm.jobs.submit import checked_name, to_submit_again
 from pathfm.jobs.works_here import run_here
@@ -20,7 +21,7 @@ _OUTPUT, _CACHE = Path("evaluations"), Path("~/.cache/pathfm/features")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`launchers/evaluate.py`. Returns the exit status; raises `UserError` for whatever can be known to be wrong."""
-    if any(word.partition("=")[0] == "--follow" for word in (sys.argv[1:] if argv is None else argv)):
+    if follows(sys.argv[1:] if argv is None else argv):
         from pathfm.jobs.submit_following import main as follow
 
         return follow(argv)
@@ -30,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     works = _works(arguments, further)
     problems = list(_problems(arguments, works))
     if arguments.cluster == "local":
-        given = [name for name in SLURM_ALONE if getattr(arguments, name) != parser.get_default(name)]
+        given = for_slurm_alone(arguments, parser)
         return run_here(works, problems, given, does="evaluates", dry_run=arguments.dry_run)
     if not arguments.dry_run:
         demand_slurm("evaluate on this machine with --cluster local")

@@ -9,7 +9,7 @@ from pathlib import Path
 from pathfm.data.strings import is_dataset_string
 from pathfm.errors import UserError
 from pathfm.jobs.before_queue import folders_of, unwritable
-from pathfm.jobs.slurm_options import SLURM_ALONE, add_options, demand_slurm, place_of
+from pathfm.jobs.slurm_options import add_options, demand_slurm, for_slurm_alone, place_of
 from pathfm.jobs.slurm_order import SlurmOrder, Work, hand_over
 from pathfm.jobs.submit import checked_name, to_submit_again
 from pathfm.jobs.works_here import run_here
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     works = _works(arguments, further)
     problems = list(_problems(arguments, works))
     if arguments.cluster == "local":
-        given = [name for name in SLURM_ALONE if getattr(arguments, name) != parser.get_default(name)]
+        given = for_slurm_alone(arguments, parser)
         return run_here(works, problems, given, does="extracts", dry_run=arguments.dry_run)
     if not arguments.dry_run:
         demand_slurm("extract on this machine with --cluster local")

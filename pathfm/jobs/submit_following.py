@@ -3,12 +3,11 @@
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
-from pathfm.jobs.arguments import parse_with_overrides
+from pathfm.jobs.arguments import add_options_to_follow, parse_with_overrides
 from pathfm.jobs.before_queue import tuning_folders, tuning_problems, unwritable
-from pathfm.jobs.find_run import RUNS, find_run
-from pathfm.jobs.slurm_options import SLURM_ALONE, add_options, demand_slurm, place_of
+from pathfm.jobs.find_run import find_run
+from pathfm.jobs.slurm_options import add_options, demand_slurm, for_slurm_alone, place_of
 from pathfm.jobs.slurm_order import SlurmOrder, Work, hand_over
 from pathfm.jobs.submit import checked_name, to_submit_again
 from pathfm.jobs.tuning_sets import recipe_to_follow
@@ -28,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     recipe = recipe_to_follow(run, arguments.overrides)
     work = _work(run, recipe, arguments)
     if arguments.cluster == "local":
-        given = [name for name in SLURM_ALONE if getattr(arguments, name) != parser.get_default(name)]
+        given = for_slurm_alone(arguments, parser)
         return run_here([work], list(_problems(work)), given, does="evaluates", dry_run=arguments.dry_run)
     if not arguments.dry_run:
         demand_slurm("evaluate on this machine with --cluster local")
@@ -45,9 +44,7 @@ def _parser() -> ArgumentParser:
         "of its own, started again until the run is over. Settings as tune.KEY=VALUE.",
         allow_abbrev=False,
     )
-    parser.add_argument("--follow", required=True, metavar="RUN", help="a run's directory, or its name in runs/")
-    parser.add_argument("--runs-dir", type=Path, default=RUNS, help="where runs lie (default: runs)")
-    parser.add_argument("--once", action="store_true", help="score what is exported now, and end")
+    add_options_to_follow(parser)
     parser.add_argument("--cluster", choices=("auto", "slurm", "local"), default="auto", help="auto: Slurm")
     parser.add_argument("--dry-run", action="store_true", help="print what would be submitted, and stop")
     add_options(parser)

@@ -1,6 +1,7 @@
 """A picture now and then of what the teacher makes of the same few tiles, while a run goes on."""
 
 from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -28,10 +29,12 @@ def token_painter(run: Run, data: TrainingData, teacher: Network, *, first: bool
     """Writes `previews/tokens_STEP.png`. All ranks call it together, since each may hold a share of the weights."""
     if data.recipe.student.feature_width is not None:  # there is no picture of what it reads
         return lambda step: None
-    tiles = _first_tiles(data)
+    first_tiles = cache(partial(_first_tiles, data))  # read when the first picture is due, not at every start
     dtype = compute_dtype(data.recipe.train)
 
     def paint(step: int) -> None:
+        if not len(tiles := first_tiles()):
+            return
         with (
             left_as_found(teacher),
             whole(teacher),
@@ -41,7 +44,7 @@ def token_painter(run: Run, data: TrainingData, teacher: Network, *, first: bool
         if first:
             draw(run.previews / f"tokens_{step:08d}.png", lambda path: _save(tokens_picture(tiles, maps), path))
 
-    return paint if len(tiles) else lambda step: None
+    return paint
 
 
 def _first_tiles(data: TrainingData) -> UInt8[Tensor, "n 3 S S"]:

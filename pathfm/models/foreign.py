@@ -43,9 +43,10 @@ def backbone_tensors(state_dict: Mapping[str, Tensor]) -> Found:
     plain = {name.removeprefix("module."): tensor for name, tensor in state_dict.items()}
     if any(name.endswith("embeddings.cls_token") for name in plain):
         return _of_hugging_face(plain)
-    own = backbone_weights(plain)
-    kept = {id(tensor) for tensor in own.values()}
-    others = [name for name, tensor in state_dict.items() if id(tensor) not in kept]
+    names = backbone_weights({name: name for name in state_dict})  # ours -> the file's
+    own = {name: state_dict[theirs] for name, theirs in names.items()}
+    kept = {*names.values()}
+    others = [name for name in state_dict if name not in kept]
     if not _is_of_timm(own):
         return Found(own, others)
     weights = _of_timm(own)

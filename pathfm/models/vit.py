@@ -91,6 +91,11 @@ class ViT(nn.Module):
         self.initialise()
 
     @property
+    def learned_grid(self) -> int:
+        """Rows, and columns, of patches for which positions were learned."""
+        return round((self.pos_embed.shape[1] - 1) ** 0.5)
+
+    @property
     def embed(self) -> PatchEmbed | FeatureEmbed:
         """What makes tokens of the input. Checkpoints call it `patch_embed`, or `phi` where features are read."""
         return self.phi if hasattr(self, "phi") else self.patch_embed

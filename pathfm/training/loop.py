@@ -90,6 +90,7 @@ class Loop:
     online: Online
     _watch: "_Stopwatch" = field(default_factory=lambda: _Stopwatch())
     _skipped: list[Skipped] = field(default_factory=list)
+    forgot: bool = False  # at the last tuning, more than the guard allows
     _painted: int = -1  # the step of the last picture
     _saves_failed: int = 0
     _save_again_at: float = math.inf
@@ -243,7 +244,8 @@ class Loop:
             self._watch.paused(time.perf_counter() - started)
         self.state.tuning = judgement.state
         self.around.report.tuning(line)
-        if judgement.forgot is not None:
+        self.forgot = judgement.forgot is not None
+        if self.forgot:
             self._tell_of_forgetting(judgement)
         if judgement.improved:
             self._save_and_wait()
