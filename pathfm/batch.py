@@ -4,7 +4,7 @@ B samples of this rank's batch   G global crops per sample   V local crops per s
 M masked patches of the batch. Crops are view-major: crop v of sample b is row v * B + b.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -69,6 +69,12 @@ class Batch:
     def num_local_crops(self) -> int:
         """V, local crops per sample."""
         return len(self.local_crops) // self.num_samples
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All that it holds, also of what is still to be cropped."""
+        yield from (value for value in vars(self).values() if isinstance(value, Tensor))
+        if self.uncropped is not None:
+            yield from (self.uncropped.images, *self.uncropped.plans.values())
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device (copies from pinned memory do not block)."""

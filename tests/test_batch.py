@@ -1,6 +1,8 @@
+from dataclasses import replace
+
 import torch
 
-from pathfm.batch import IMAGENET_MEAN, IMAGENET_STD, Batch, Skipped
+from pathfm.batch import IMAGENET_MEAN, IMAGENET_STD, Batch, Skipped, Uncropped
 
 
 def batch() -> Batch:
@@ -37,3 +39,12 @@ def test_moving_a_batch_keeps_what_is_no_tensor():
     moved = raw.to(torch.device("meta"))
     assert moved.global_crops.device.type == moved.positions.device.type == "meta"
     assert moved.skipped == raw.skipped
+
+
+def test_every_tensor_of_a_batch_is_named_also_of_what_is_still_to_be_cropped():
+    images, boxes = torch.zeros(2, 9, 9, 3, dtype=torch.uint8), torch.zeros(2, 5, 4)
+    raw = replace(batch(), uncropped=Uncropped(images, {"box": boxes}))
+    assert len(list(batch().tensors())) == 7
+    assert [tensor is known for tensor, known in zip(list(raw.tensors())[7:], (images, boxes), strict=True)] == [
+        True
+    ] * 2

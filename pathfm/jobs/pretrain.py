@@ -114,6 +114,7 @@ def pretrain(recipe: Recipe, run: Run, team: Team) -> int:
             quarantine=quarantine.add,
             accident=accidents_of(run, data.files_of),
             export=exporter(run, state.method.teacher, first=ranks.is_first),
+            crop=data.cropped,
             doing=team.watch.at,
             usage=usage_of(recipe, state.method, ranks, device).lap,
             paint=token_painter(run, data, state.method.teacher, first=ranks.is_first),

@@ -63,7 +63,7 @@ class TrainingData:
         return assemble, as_grid
 
     def batches(self, ranks: Ranks, from_step: int, passed_over: Sequence[BatchRange] = ()) -> Iterator[Batch]:
-        """This rank's share of every batch from a step to the run's end, each in the plan's parts.
+        """This rank's share of every batch from a step to the run's end, each in the plan's parts, not `cropped` yet.
 
         `passed_over`: batches that training leaves out.
         """
@@ -74,7 +74,11 @@ class TrainingData:
     def first_samples(self, number: int) -> Batch:
         """The run's first samples as the trainer gets them."""
         first = next(self._load(BatchPlan(min(number, self.plan.global_batch_size)), [0], num_workers=0))
-        return first.to(torch.device("cpu"))
+        return self.cropped(first.to(self.device)).to(torch.device("cpu"))
+
+    def cropped(self, batch: Batch) -> Batch:
+        """A batch that is on the device, its crops made there where the loader has made none."""
+        return crop_on_device(batch, self.recipe.crops) if batch.uncropped else batch
 
     def files_of(self, batch: int) -> list[str]:
         """The names of the samples in a global batch."""
@@ -82,7 +86,7 @@ class TrainingData:
         return [self.dataset.name_of(int(sample)) for sample in self.order.samples(positions)]
 
     def _load(self, share: BatchPlan, numbers: Iterable[int], num_workers: int) -> Iterator[Batch]:
-        batches = load_batches(
+        return load_batches(
             self.dataset,
             self.order,
             share,
@@ -94,10 +98,6 @@ class TrainingData:
             prefetch_batches=self.recipe.data.prefetch_batches,
             pin_memory=self.device.type == "cuda",
         )
-        return map(self._with_crops, batches)
-
-    def _with_crops(self, batch: Batch) -> Batch:
-        return crop_on_device(batch.to(self.device), self.recipe.crops) if batch.uncropped else batch
 
 
 def usage_of(recipe: Recipe, method: Method, ranks: Ranks, device: torch.device) -> Usage:

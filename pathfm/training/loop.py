@@ -25,6 +25,7 @@ from pathfm.training.config import OptimConfig, TrainConfig
 from pathfm.training.early_stopping import Judgement
 from pathfm.training.online import Online
 from pathfm.training.plan import TrainingPlan
+from pathfm.training.prefetch import made_ready
 from pathfm.training.state import TrainingState
 from pathfm.training.step import train_step
 from pathfm.training.tuning import ToldToLeave
@@ -60,6 +61,7 @@ class Surroundings:
     quarantine: Callable[[int, Skipped], None]  # called on rank 0 for every sample that was passed over
     accident: Callable[[Accident], None]  # called on rank 0 for every step that was passed over
     export: Callable[[int], bool]  # called on all ranks when the teacher's weights are due; False: it failed
+    crop: Callable[[Batch], Batch] = lambda batch: batch  # makes crops of a batch on the device, if it has none yet
     doing: Callable[[int, str], None] = lambda step, what: None  # told what comes next, for whoever watches
     usage: Callable[[float], dict[str, float | None]] = lambda samples_per_second: {}  # of the GPU since last asked
     paint: Callable[[int], None] = lambda step: None  # on all ranks: a picture of what the teacher sees
@@ -110,7 +112,8 @@ class Loop:
             self._keep_best()  # it may have been killed after the checkpoint and before this
         if self._tuning_is_due() and (verdict := self._tune()):  # it left before it came to that
             return verdict
-        for parts in self._watch.waiting(_in_steps(self._told(batches), self.plan.parts)):
+        steps = self._watch.waiting(_in_steps(self._told(batches), self.plan.parts))
+        for parts in made_ready(steps, self._on_device, self.device):
             self._step(parts)
             heard = self._exchange()
             report, save = self._is_due(self.train.log_every_steps), self._is_due(self._steps_between_saves())
@@ -163,9 +166,12 @@ class Loop:
         self.around.doing(self.state.step, "step")
         self._skipped.extend(skipped for part in parts for skipped in part.skipped)
         values = self.plan.schedules.at(self.state.step)
-        on_device = [part.to(self.device) for part in parts]
-        train_step(self.state, on_device, values, self.train, self.optim, self.ranks)
+        train_step(self.state, parts, values, self.train, self.optim, self.ranks)
+        self._watch.stepped()
         self.around.report.step(self.state.step)
+
+    def _on_device(self, parts: list[Batch]) -> list[Batch]:
+        return [self.around.crop(part.to(self.device)) for part in parts]
 
     def _told(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         iterator = iter(batches)
@@ -386,8 +392,10 @@ class _Stopwatch:
             except StopIteration:
                 return
             self._waited += time.perf_counter() - started
-            self._steps += 1
             yield item
+
+    def stepped(self) -> None:
+        self._steps += 1
 
     def stalled(self, seconds: float) -> None:
         self._stalled += seconds

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from threading import Event
 
@@ -198,3 +199,19 @@ def test_when_the_time_to_leave_runs_out_the_newest_complete_checkpoint_is_what_
     assert "the run goes on from step 2" in caplog.text
     disk.set()
     assert segment.loop.around.saver.wait(60)
+
+
+def test_waiting_for_data_is_the_loaders_time_and_not_that_of_the_crops(tmp_path, monkeypatch):
+    clock, timings = [0.0], []
+    monkeypatch.setattr("pathfm.training.loop.time.perf_counter", lambda: clock[0])
+    segment = Segment(tmp_path, "skip", log_every=STEPS)
+    segment.interval = lambda line: timings.append(line["timing"])
+
+    def takes(seconds: float, batch: Batch) -> Batch:
+        clock[0] += seconds
+        return batch
+
+    segment.loop.around = replace(segment.loop.around, crop=partial(takes, 3.0))
+    segment.loop.run(takes(1.0, batch) for batch in batches(0, {}, segment.ranks))
+    assert timings[0]["data_wait_fraction"] == pytest.approx(1 / 4)
+    assert timings[0]["seconds_per_step"] == pytest.approx(4)
