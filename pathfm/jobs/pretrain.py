@@ -18,6 +18,7 @@ from pathfm.dist.env import Ranks, ranks_from_environment
 from pathfm.dist.groups import Team, demand_same_numbers, device_of, joined
 from pathfm.errors import EXIT_INTERRUPTED, UserError
 from pathfm.jobs.arguments import CONFIGS, parse_with_overrides
+from pathfm.jobs.attention_choice import with_attention
 from pathfm.jobs.examination.ranks import examine
 from pathfm.jobs.run_reports import (
     Quarantine,
@@ -94,6 +95,7 @@ def pretrain(recipe: Recipe, run: Run, team: Team) -> int:
             print(f"run {run.name} is finished ({plan.total_steps:,} steps); nothing to do\n{where_everything_is(run)}")
         return 0
     team.watch.keep_stacks_in(run.stacks)
+    recipe = with_attention(recipe, plan, run, ranks, device)
     data = TrainingData(recipe, plan, dataset, device)
     tuner = tuner_of(recipe, ranks, device)
     store = Store(run.checkpoints, recipe.checkpoint)

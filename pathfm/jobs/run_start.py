@@ -6,8 +6,6 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from pathfm.augment.preview import crops_picture
 from pathfm.batch import Batch
 from pathfm.checkpoint.manifest import DamagedCheckpoint
@@ -25,12 +23,10 @@ from pathfm.jobs.schedule import draw_plan
 from pathfm.jobs.training_data import TrainingData
 from pathfm.lifecycle.run import Run
 from pathfm.log import get_logger
-from pathfm.models.attention import choose_backend
 from pathfm.recipe import Recipe, changes_of_identity, written_out
 from pathfm.training.loop import Loop
 from pathfm.training.plan import TrainingPlan, global_batch_size
 from pathfm.training.state import TrainingState
-from pathfm.training.step import compute_dtype
 
 _log = get_logger(__name__)
 
@@ -195,14 +191,12 @@ def _not_finite(run: Run, bad: range, why: str) -> str:
 def begin_segment(run: Run, recipe: Recipe, plan: TrainingPlan, data: TrainingData, step: int, ranks: Ranks) -> None:
     """Rank 0's: what the run's directory says before the first step of this process."""
     run.write_exit("running", step)
-    run.add_provenance({"ranks": ranks.world_size, "device": str(data.device), "from_step": step})
+    facts = {"ranks": ranks.world_size, "device": str(data.device), "attention": recipe.student.attention}
+    run.add_provenance({**facts, "from_step": step})
     if not (crops := run.previews / "crops.png").exists():
         draw(crops, lambda picture: _draw_crops(picture, data.first_samples(8), recipe.student.patch_size))
     if not (schedules := run.previews / "schedules.png").exists():
         draw(schedules, lambda picture: draw_plan(plan, picture, f"{run.name}: schedules"))
-    if data.device.type == "cuda":
-        backend = choose_backend(recipe.student.attention, data.device, compute_dtype(recipe.train))
-        _log.info("attention by %s on %s", backend, torch.cuda.get_device_name(data.device))
 
 
 def _draw_crops(picture: Path, batch: Batch, patch_size: int) -> None:

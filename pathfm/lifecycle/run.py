@@ -52,6 +52,11 @@ class Run:
         return self.directory / "data.json"
 
     @property
+    def attention(self) -> Path:
+        """How fast every way to compute attention was, and which one was taken."""
+        return self.directory / "attention.json"
+
+    @property
     def metrics(self) -> Path:
         return self.directory / "metrics.jsonl"
 

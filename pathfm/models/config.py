@@ -8,7 +8,7 @@ from pathfm.config import Section
 
 Architecture = Literal["vit_tiny", "vit_small", "vit_base", "vit_large", "vit_giant2", "vit4k_xs"]
 FeedForward = Literal["mlp", "swiglu", "swiglufused"]
-AttentionChoice = Literal["auto", "sdpa", "xformers"]
+AttentionChoice = Literal["auto", "sdpa", "sdpa_fp32", "xformers", "varlen"]
 
 
 class StudentConfig(Section):
@@ -34,7 +34,7 @@ class StudentConfig(Section):
     pretrained_allow: tuple[str, ...] = ()  # patterns of tensors that may be missing, unexpected or of another shape
     freeze_blocks: Annotated[int, Field(ge=0)] = 0  # the first n stay as they are, and with them what embeds patches
     # below: speed only
-    attention: AttentionChoice = "auto"  # xFormers where a tiny forward and backward proves it works, else SDPA
+    attention: AttentionChoice = "auto"  # a run takes the fastest that works on its device, measured at its first start
     block_chunks: Annotated[int, Field(ge=0)] = 0  # accepted from old recipes: models here are never chunked
 
     @field_validator("pretrained_weights")

@@ -200,7 +200,7 @@ def test_sdpa_works_on_a_cpu_and_xformers_is_missed_only_where_it_was_asked_for(
     assert attention("auto", CPU, torch.bfloat16).verdict == "ok"
     asked = attention("xformers", CPU, torch.float32)
     assert asked.verdict == "fail"
-    assert "xFormers does not" in asked.found
+    assert "xformers does not" in asked.found
     assert "student.attention=auto" in asked.advice
 
 

@@ -23,7 +23,7 @@ from tests.jobs.journeys import (
 )
 
 STEPS = 16
-SHARDED = ("parallel.strategy=fsdp", "train.precision=bf16", "train.global_batch_size=8")
+SHARDED = ("parallel.strategy=fsdp", "train.precision=bf16", "train.global_batch_size=8", "student.attention=sdpa_fp32")
 
 
 @pytest.fixture(scope="module")

@@ -6,15 +6,16 @@ import os
 import socket
 import struct
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.distributed as dist
 from torch.nn import functional
 
-from pathfm.errors import UserError
+from pathfm.jobs.attention_choice import Work, as_text, fastest, time_all
 from pathfm.jobs.examination.finding import Finding
-from pathfm.models.attention import attend, choose_backend
+from pathfm.models.attention import Backend, attend, candidates, what_stops
 from pathfm.models.config import AttentionChoice
 from pathfm.tables import amount
 
@@ -43,31 +44,38 @@ def gpu(device: torch.device) -> Finding:
     return Finding("GPU", "ok", found)
 
 
-def attention(requested: AttentionChoice, device: torch.device, dtype: torch.dtype) -> Finding:
-    """A tiny forward of every backend that may be used on this device."""
+def attention(
+    requested: AttentionChoice, device: torch.device, dtype: torch.dtype, work: Work | None = None
+) -> Finding:
+    """A tiny forward and backward of every backend that may be used on this device; with `work` also its speed."""
     where = f"on {device} in {str(dtype).removeprefix('torch.')}"
     with of(device):
         if not _sdpa_is_right(device, dtype):
             return Finding("attention", "fail", f"SDPA's numbers are wrong {where}", "take another node or torch")
-        if device.type != "cuda" and requested != "xformers":
-            return Finding("attention", "ok", f"SDPA works {where}; xFormers is for GPUs")
-        try:
-            choose_backend("xformers", device, dtype)
-        except UserError as error:
-            found = f"SDPA works {where}, xFormers does not: {_reason(error)}"
-            return Finding("attention", "fail" if requested == "xformers" else "warn", found, _instead(requested))
-    return Finding("attention", "ok", f"SDPA and xFormers work {where}")
+        tried = candidates(device, dtype) if requested == "auto" else dict.fromkeys((requested, "sdpa"))
+        stopped = {backend: why for backend in tried if (why := what_stops(backend, device, dtype))}
+        working = [backend for backend in tried if backend not in stopped]
+        speeds = time_all(working, work) if work and len(working) > 1 else {}
+    found = f"{_in_words(working)} {where}"
+    found += f", the fastest is {fastest(speeds)} ({as_text(speeds)})" if speeds else ""
+    found += "".join(f"; {backend} does not: {why}" for backend, why in stopped.items())
+    if requested in stopped:
+        return Finding("attention", "fail", found, _instead_of(requested))
+    if working == ["sdpa"] and stopped:
+        advice = "training goes on with SDPA; for xFormers install the one that was built for this torch"
+        return Finding("attention", "warn", found, advice)
+    return Finding("attention", "ok", found)
 
 
-def _reason(error: UserError) -> str:
-    """Only why, of a message that says more."""
-    return str(error).partition("(")[2].rpartition(");")[0] or str(error)
+def _in_words(backends: Sequence[Backend]) -> str:
+    if len(backends) == 1:
+        return f"{backends[0]} works"
+    return f"{', '.join(backends[:-1])} and {backends[-1]} work"
 
 
-def _instead(requested: AttentionChoice) -> str:
-    if requested == "xformers":
-        return "set student.attention=auto, or install the xformers that was built for this torch"
-    return "training goes on with SDPA; for xFormers install the one that was built for this torch"
+def _instead_of(requested: AttentionChoice) -> str:
+    build = ", or install the xformers that was built for this torch" if requested == "xformers" else ""
+    return f"set student.attention=auto{build}"
 
 
 def _sdpa_is_right(device: torch.device, dtype: torch.dtype) -> bool:

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from pathfm.jobs.attention_choice import Work, work_of
 from pathfm.jobs.examination import devices
 from pathfm.jobs.examination.devices import SILENT_GPU, SILENT_NETWORK
 from pathfm.jobs.examination.finding import Finding, examined
@@ -47,8 +48,18 @@ def _findings(recipe: Recipe, no_gpu: str) -> Iterator[Finding]:
     if not there:
         yield _no_gpu(no_gpu)
     where, dtype = there[0] if there else torch.device("cpu"), compute_dtype(recipe.train)
-    yield examined("attention", lambda: devices.attention(recipe.student.attention, where, dtype), 120, SILENT_GPU)
+    yield examined(
+        "attention",
+        lambda: devices.attention(recipe.student.attention, where, dtype, _attention_work(recipe, where)),
+        120,
+        SILENT_GPU,
+    )
     yield all_reduce
+
+
+def _attention_work(recipe: Recipe, device: torch.device) -> Work:
+    """Of as many samples as pass the network at once."""
+    return work_of(recipe, recipe.train.micro_batch_size or recipe.train.batch_size_per_gpu, device)
 
 
 def _no_gpu(verdict: str) -> Finding:
