@@ -4,6 +4,7 @@ N tokens (class tokens, or masked patches: any rows)   D width   E bottleneck wi
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -21,9 +22,10 @@ class WeightNormLinear(nn.Module):
         self.weight_g = nn.Parameter(torch.ones(out_width, 1), requires_grad=learn_norm)
         self.weight_v = nn.Parameter(torch.empty(out_width, in_width))
 
-    def forward(self, rows: Float[Tensor, "N E"]) -> Float[Tensor, "N K"]:
+    def forward(self) -> Float[Tensor, "K E"]:
+        """The layer's matrix."""
         lengths = torch.linalg.vector_norm(self.weight_v, dim=1, keepdim=True, dtype=torch.float32)
-        return functional.linear(rows, self.weight_v * (self.weight_g / lengths))
+        return self.weight_v * (self.weight_g / lengths)
 
 
 Total = Callable[[Tensor], Tensor]
@@ -50,6 +52,21 @@ class BatchNorm(nn.Module):
             centred = rows - sums[:-1] / sums[-1]
             variance = self.total(centred.square().sum(0)) / sums[-1]
             return centred * (variance + _BATCH_NORM_EPS).rsqrt() * self.weight.float() + self.bias.float()
+
+
+class Projection(NamedTuple):
+    """Rows just before the prototypes: logits are made where they are needed, for all of them would be too large."""
+
+    bottleneck: Float[Tensor, "N E"]  # normalised, in fp32
+    prototypes: Float[Tensor, "K E"]
+
+    def logits(self) -> Float[Tensor, "N K"]:
+        return functional.linear(self.bottleneck, self.prototypes)
+
+    def split(self, num_rows: int) -> tuple["Projection", "Projection"]:
+        """The first rows, and the others."""
+        first, others = self.bottleneck[:num_rows], self.bottleneck[num_rows:]
+        return Projection(first, self.prototypes), Projection(others, self.prototypes)
 
 
 class DINOHead(nn.Module):
@@ -85,15 +102,11 @@ class DINOHead(nn.Module):
         nn.init.ones_(self.last_layer.weight_g)
         nn.init.trunc_normal_(self.last_layer.weight_v, std=0.02)
 
-    def forward(self, tokens: Float[Tensor, "N D"]) -> Float[Tensor, "N K"]:
-        """Prototype logits. N may be 0: a batch without masked patches still gives every parameter a gradient."""
-        return self.last_layer(self.embed(tokens))
-
-    def embed(self, tokens: Float[Tensor, "N D"]) -> Float[Tensor, "N E"]:
-        """The normalised bottleneck, in fp32."""
+    def forward(self, tokens: Float[Tensor, "N D"]) -> Projection:
+        """N may be 0: a batch without masked patches still gives every parameter a gradient."""
         bottleneck = self.mlp(tokens)
         smallest = 1e-6 if bottleneck.dtype == torch.float16 else 1e-12
-        return functional.normalize(bottleneck.float(), dim=-1, eps=smallest)
+        return Projection(functional.normalize(bottleneck.float(), dim=-1, eps=smallest), self.last_layer())
 
 
 def _mlp(width: int, hidden: int, out: int, num_layers: int, batch_norm_total: Total | None) -> nn.Module:

@@ -4,9 +4,8 @@ B samples   G global crops per sample   V local crops per sample   L patches of 
 D width   K prototypes. Crops are view-major: crop v of sample b is row v * B + b.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,14 +13,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pathfm.batch import Batch
-from pathfm.models.head import DINOHead
+from pathfm.models.head import DINOHead, Projection
 from pathfm.models.vit import ViT
 from pathfm.ssl.config import Centering, DinoConfig, IbotConfig
+from pathfm.ssl.cross_entropy import errors_of_chunk
 from pathfm.ssl.health import Look, Seen
-from pathfm.ssl.losses import dino_cross_entropy, ibot_cross_entropy, koleo
+from pathfm.ssl.losses import dino_loss, ibot_loss, koleo
 from pathfm.ssl.method import Losses, Method, Redraw, drawn_once
-from pathfm.ssl.network import Network, Output
-from pathfm.ssl.targets import Centring, Gather, SinkhornKnopp, Total, alone, build_targets
+from pathfm.ssl.network import Network
+from pathfm.ssl.targets import Asked, Centring, Gather, SinkhornKnopp, Total, alone, build_targets
 from pathfm.ssl.teacher import follow, start_as_copy
 
 
@@ -29,9 +29,18 @@ from pathfm.ssl.teacher import follow, start_as_copy
 class Targets:
     """What the teacher asks of the student."""
 
-    cls: Float[Tensor, "G B K"]
-    patches: Float[Tensor, "M Kp"] | None  # None without an iBOT loss
+    cls: Asked  # of G * B rows
+    patches: Asked | None  # of M rows; None without an iBOT loss
     teacher_cls: Float[Tensor, "GB D"]  # what the teacher saw, before its heads
+
+
+@dataclass(frozen=True)
+class TeacherSaw:
+    """What the teacher says of a part; its prototypes are not kept with it."""
+
+    cls: Float[Tensor, "GB D"]
+    cls_logits: Float[Tensor, "GB K"]
+    patch_logits: Float[Tensor, "M Kp"] | None
 
 
 @dataclass(frozen=True)
@@ -39,9 +48,8 @@ class Answers:
     """What the student says."""
 
     cls: Float[Tensor, "G B D"]  # of the global crops
-    global_logits: Float[Tensor, "G B K"]
-    local_logits: Float[Tensor, "V B K"]
-    patch_logits: Float[Tensor, "M Kp"] | None
+    projected_cls: Projection  # of G * B + V * B rows
+    projected_patches: Projection | None  # of M rows
 
 
 class DINOv2(Method):
@@ -73,6 +81,7 @@ class DINOv2(Method):
         self.ibot = ibot
         self.koleo_group_size = koleo_group_size
         self.gather = gather
+        self.errors_of = errors_of_chunk
         has_patch_loss = ibot.loss_weight > 0
         has_patch_head = has_patch_loss and ibot.separate_head
         patch_head = ibot if has_patch_head else None
@@ -97,28 +106,24 @@ class DINOv2(Method):
             redraw(number)
             answers = self._answers(part)
             if look is not None:
-                look(Seen(targets.cls, targets.teacher_cls, answers.global_logits))
+                look(_seen(part, targets, answers))
             together = [*class_tokens[:number], answers.cls, *class_tokens[number + 1 :]]
             yield self._losses(part, targets, answers, self._koleo(answers.cls, together))
 
     def _losses(self, batch: Batch, targets: Targets, answers: Answers, koleo_loss: Tensor) -> Losses:
-        global_pairs = batch.num_global_crops * (batch.num_global_crops - 1)
-        local_pairs = batch.num_global_crops * batch.num_local_crops
-        all_pairs = global_pairs + local_pairs
-        local_loss = dino_cross_entropy(answers.local_logits, targets.cls, same_views=False) * local_pairs / all_pairs
-        global_loss = dino_cross_entropy(answers.global_logits, targets.cls, same_views=True) * global_pairs / all_pairs
-        total = self.dino.loss_weight * (local_loss + global_loss) + koleo_loss
+        of_cls = dino_loss(answers.projected_cls, targets.cls, batch.num_samples, self.errors_of)
+        total = self.dino.loss_weight * of_cls.total + koleo_loss
         terms = {
-            "dino_local_crops_loss": local_loss,
-            "dino_global_crops_loss": global_loss,
+            "dino_local_crops_loss": of_cls.of_local_views,
+            "dino_global_crops_loss": of_cls.of_global_views,
             "koleo_loss": koleo_loss / 2,  # halved as DINOv2 logs it, so that its curves can be compared
         }
-        if targets.patches is not None and answers.patch_logits is not None:
-            ibot_loss = ibot_cross_entropy(
-                answers.patch_logits, targets.patches, batch.mask_weights, num_crops=len(batch.global_crops)
+        if targets.patches is not None and answers.projected_patches is not None:
+            of_patches = ibot_loss(
+                answers.projected_patches, targets.patches, batch.mask_weights, len(batch.global_crops), self.errors_of
             )
-            total = total + self.ibot.loss_weight * ibot_loss
-            terms["ibot_loss"] = ibot_loss / 2  # halved as DINOv2 logs it
+            total = total + self.ibot.loss_weight * of_patches
+            terms["ibot_loss"] = of_patches / 2  # halved as DINOv2 logs it
         return Losses(total, {name: term.detach() for name, term in terms.items()})
 
     @torch.no_grad()
@@ -140,33 +145,31 @@ class DINOv2(Method):
         """Every part, its crops as float, and what the teacher asks of it."""
         makers_see_all = any(maker.needs_whole_batch for maker in self._target_makers())
         if len(parts) > 1 and makers_see_all:
-            asked = self._targets([self._seen_by_teacher(part.normalised()) for part in parts], temp)
+            asked = self._targets([self._teacher_sees(part.normalised()) for part in parts], temp)
             yield from zip((part.normalised() for part in parts), asked, strict=True)
         else:
             for part in parts:
                 crops = part.normalised()
-                (targets,) = self._targets([self._seen_by_teacher(crops)], temp)
+                (targets,) = self._targets([self._teacher_sees(crops)], temp)
                 yield crops, targets
 
     @torch.no_grad()
-    def _seen_by_teacher(self, batch: Batch) -> tuple[Batch, Output]:
+    def _teacher_sees(self, batch: Batch) -> TeacherSaw:
         """The teacher sees the global crops only, and nothing is masked."""
         assert batch.num_global_crops >= 2, "the views of a sample are compared with each other"
-        return batch, self.teacher([batch.global_crops], patches=self._asked_patches(batch))
+        output = self.teacher([batch.global_crops], patches=self._asked_patches(batch))
+        patches = output.projected_patches
+        return TeacherSaw(output.cls, output.projected_cls.logits(), None if patches is None else patches.logits())
 
     @torch.no_grad()
-    def _targets(self, seen: Sequence[tuple[Batch, Output]], temp: float) -> list[Targets]:
+    def _targets(self, seen: Sequence[TeacherSaw], temp: float) -> list[Targets]:
         """Of parts that are taken as one batch."""
-        cls = _in_parts(partial(self.cls_targets.targets, temp=temp), [output.cls_logits for _, output in seen])
-        patches: Sequence[Tensor | None] = [None] * len(seen)
+        of_patches: Sequence[Asked | None] = [None] * len(seen)
         if self.patch_targets is not None:
-            patches = _in_parts(
-                partial(self.patch_targets.targets, temp=temp), [output.patch_logits for _, output in seen]
-            )
-        return [
-            Targets(rows.unflatten(0, (batch.num_global_crops, -1)), of_patches, output.cls)
-            for (batch, output), rows, of_patches in zip(seen, cls, patches, strict=True)
-        ]
+            logits = [part.patch_logits for part in seen if part.patch_logits is not None]
+            of_patches = self.patch_targets.targets(logits, temp)
+        of_cls = self.cls_targets.targets([part.cls_logits for part in seen], temp)
+        return [Targets(cls, patches, part.cls) for cls, patches, part in zip(of_cls, of_patches, seen, strict=True)]
 
     def _answers(self, batch: Batch) -> Answers:
         """The student sees all crops, packed in one pass, and the global ones with patches masked."""
@@ -174,9 +177,8 @@ class DINOv2(Method):
         num_global = len(batch.global_crops)
         return Answers(
             cls=output.cls[:num_global].unflatten(0, (-1, batch.num_samples)),
-            global_logits=output.cls_logits[:num_global].unflatten(0, (-1, batch.num_samples)),
-            local_logits=output.cls_logits[num_global:].unflatten(0, (batch.num_local_crops, batch.num_samples)),
-            patch_logits=output.patch_logits,
+            projected_cls=output.projected_cls,
+            projected_patches=output.projected_patches,
         )
 
     def _crops_and_masks(self, batch: Batch) -> tuple[list[Tensor], list[Tensor | None]]:
@@ -246,7 +248,9 @@ def _network(backbone: ViT, dino: DinoConfig, ibot: IbotConfig | None, total: To
     return Network(backbone, dino_head, _head(backbone.width, ibot) if ibot else None)
 
 
-def _in_parts(targets: Callable[[Tensor], Tensor], logits: Sequence[Tensor | None]) -> Sequence[Tensor]:
-    """Targets made of all rows together, in the parts that the rows came in."""
-    rows = [part for part in logits if part is not None]
-    return targets(torch.cat(rows) if len(rows) > 1 else rows[0]).split([len(part) for part in rows])
+@torch.no_grad()
+def _seen(batch: Batch, targets: Targets, answers: Answers) -> Seen:
+    """Of the global crops, whole: for the few steps that are looked at."""
+    student, _ = answers.projected_cls.split(len(batch.global_crops))
+    of_views = (batch.num_global_crops, batch.num_samples)
+    return Seen(targets.cls.all().unflatten(0, of_views), targets.teacher_cls, student.logits().unflatten(0, of_views))

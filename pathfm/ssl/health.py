@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from pathfm.ssl.losses import STUDENT_TEMP
+from pathfm.ssl.cross_entropy import STUDENT_TEMP
 from pathfm.ssl.targets import Gather, Total, alone
 
 _MOST_ROWS = 4096  # of features, of all ranks together: more would tell no more

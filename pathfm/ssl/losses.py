@@ -1,56 +1,89 @@
 """The three losses of DINOv2: DINO on class tokens, iBOT on masked patches, KoLeo against collapse.
 
-B samples   S student views   T teacher views   M masked patches   K prototypes   D width   N rows
-Logits may come in half precision; all arithmetic here is in fp32.
+B samples   G teacher views   S student views, of which the first G are the teacher's   M masked patches
+E bottleneck width   K prototypes   D width   n samples of a chunk
+Rows are view-major: view v of sample b is row v * B + b.
 """
+
+from collections.abc import Iterator
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-STUDENT_TEMP = 0.1  # DINO, arXiv 2104.14294, appendix C
+from pathfm.models.head import Projection
+from pathfm.ssl.cross_entropy import STUDENT_TEMP, Chunk, ErrorsOf, cross_entropy, rows_at_once, slices_of
+from pathfm.ssl.targets import Asked
 
 
-def dino_cross_entropy(
-    student_logits: Float[Tensor, "S B K"],
-    teacher_probs: Float[Tensor, "T B K"],
-    *,
-    same_views: bool,
+class DinoLoss(NamedTuple):
+    """`total` is to be backpropagated; of the others, which carry no gradient, it is the sum."""
+
+    total: Float[Tensor, ""]
+    of_global_views: Float[Tensor, ""]
+    of_local_views: Float[Tensor, ""]
+
+
+def dino_loss(
+    student: Projection,
+    asked: Asked,
+    num_samples: int,
+    errors_of: ErrorsOf | None = None,
     student_temp: float = STUDENT_TEMP,
-) -> Float[Tensor, ""]:
+) -> DinoLoss:
     """Cross-entropy of student views against teacher views of the same sample (DINO, arXiv 2104.14294, eq. 3).
 
-    for each sample b, student view s, teacher view t:  loss += H(teacher[t, b], softmax(student[s, b] / temp))
-    `same_views` says that view s of the student and view s of the teacher are the same crop: such pairs are left out.
-    Returns the mean over the pairs that were counted, and over samples; no pairs (no student views) give 0.
+    for each sample b, student view s, teacher view t != s:  loss += H(asked[t, b], softmax(student[s, b] / temp))
+    Returns the mean over the pairs that were counted, and over samples. `student` has S * B rows, `asked` G * B.
     """
-    total = student_logits[:0].float().sum()
-    for view, logits in enumerate(student_logits):
-        counted = torch.cat([teacher_probs[:view], teacher_probs[view + 1 :]]) if same_views else teacher_probs
-        log_probs = functional.log_softmax(logits.float() / student_temp, dim=-1)
-        # Cross-entropy is linear in the target, so the targets of all pairs of this view are added up first.
-        total = total - (counted.sum(0) * log_probs).sum(-1).mean()
-    pairs = len(student_logits) * (len(teacher_probs) - same_views)
-    return total / max(pairs, 1)
+    views, teacher_views = len(student.bottleneck) // num_samples, len(asked) // num_samples
+    pairs = views * teacher_views - teacher_views  # a view is not asked for what the teacher says of that same view
+    weights = student.bottleneck.new_full((views * num_samples,), 1 / (pairs * num_samples))
+    chunks = _chunks_of_samples(asked, num_samples, views, student.bottleneck.device)
+    total, of_rows = cross_entropy(student, weights, chunks, errors_of, student_temp)
+    of_views = of_rows.unflatten(0, (views, num_samples)).sum(1) / (pairs * num_samples)
+    return DinoLoss(total, of_views[:teacher_views].sum(), of_views[teacher_views:].sum())
 
 
-def ibot_cross_entropy(
-    student_logits: Float[Tensor, "M K"],
-    teacher_probs: Float[Tensor, "M K"],
-    weights: Float[Tensor, " M"],
+def _chunks_of_samples(asked: Asked, num_samples: int, views: int, device: torch.device) -> Iterator[Chunk]:
+    """All views of a few samples at a time: what the teacher says of them is made once for all."""
+    teacher_views = len(asked) // num_samples
+    for samples in slices_of(num_samples, max(1, rows_at_once(asked.num_prototypes, device) // views)):
+        rows = torch.arange(samples.start, samples.stop, device=device) + num_samples * torch.arange(
+            views, device=device
+        ).unsqueeze(1)
+        yield Chunk(rows.flatten(), partial(_asked_of_views, asked, rows[:teacher_views], views))
+
+
+def _asked_of_views(asked: Asked, rows: Int[Tensor, "G n"], views: int) -> Float[Tensor, "Sn K"]:
+    """For every student view the sum over the teacher views of other crops: cross-entropy is linear in its target."""
+    of_teacher = asked.rows(rows.flatten()).unflatten(0, rows.shape)
+    others = [torch.cat([of_teacher[:view], of_teacher[view + 1 :]]).sum(0) for view in range(len(rows))]
+    return torch.cat([*others, *[of_teacher.sum(0)] * (views - len(rows))])
+
+
+def ibot_loss(
+    student: Projection,
+    asked: Asked,
+    mask_weights: Float[Tensor, " M"],
     num_crops: int,
+    errors_of: ErrorsOf | None = None,
     student_temp: float = STUDENT_TEMP,
 ) -> Float[Tensor, ""]:
     """Cross-entropy at masked patches, student (masked) against teacher (not masked) (iBOT, arXiv 2111.07832, eq. 2).
 
-    for each crop, mean over its masked patches:  H(teacher[m], softmax(student[m] / temp))
-    `weights` are 1 / (masked patches of the same crop). Returns the sum divided by `num_crops`, the number of all
+    for each crop, mean over its masked patches:  H(asked[m], softmax(student[m] / temp))
+    `mask_weights` are 1 / (masked patches of the same crop). Returns the sum divided by `num_crops`, the number of all
     crops whether masked or not, as in DINOv2: ranks with equal numbers of crops may average their losses. M may be 0.
     """
-    log_probs = functional.log_softmax(student_logits.float() / student_temp, dim=-1)
-    cross_entropy = -(teacher_probs * log_probs).sum(-1)
-    return (cross_entropy * weights).sum() / num_crops
+    device = student.bottleneck.device
+    at_once = rows_at_once(asked.num_prototypes, device)
+    patches = (torch.arange(part.start, part.stop, device=device) for part in slices_of(len(asked), at_once))
+    chunks = (Chunk(rows, partial(asked.rows, rows)) for rows in patches)
+    return cross_entropy(student, mask_weights / num_crops, chunks, errors_of, student_temp).total
 
 
 def koleo(cls: Float[Tensor, "B D"], group_size: int | None = None, *, eps: float = 1e-8) -> Float[Tensor, ""]:

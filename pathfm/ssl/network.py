@@ -1,4 +1,4 @@
-"""A backbone with its heads, called as one: crops in, class tokens and prototype logits out.
+"""A backbone with its heads, called as one: crops in, class tokens and what the prototypes are compared with out.
 
 B crops of a group   C crops of all groups   L patches of a crop   M patches that are asked for
 D width   K prototypes of the class tokens' head   Kp of the patches' head
@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pathfm.models.head import DINOHead
+from pathfm.models.head import DINOHead, Projection
 from pathfm.models.vit import ViT
 
 
@@ -19,8 +19,8 @@ class Output(NamedTuple):
     """A named tuple, not a dataclass: sharding looks for tensors in what a module returns, and knows tuples alone."""
 
     cls: Float[Tensor, "C D"]  # of all crops, group after group
-    cls_logits: Float[Tensor, "C K"] | None  # None without heads
-    patch_logits: Float[Tensor, "M Kp"] | None  # None when no patch was asked for
+    projected_cls: Projection | None  # [C, E], [K, E]; None without heads
+    projected_patches: Projection | None  # [M, E], [Kp, E]; None when no patch was asked for
 
 
 class Network(nn.Module):
@@ -53,8 +53,8 @@ class Network(nn.Module):
         asked = groups[0].patches.flatten(0, 1).index_select(0, patches)
         if hasattr(self, "ibot_head"):
             return Output(cls, self.dino_head(cls), self.ibot_head(asked))
-        logits = self.dino_head(torch.cat([cls, asked]))  # a shared head runs once over both
-        return Output(cls, logits[: len(cls)], logits[len(cls) :])
+        projected = self.dino_head(torch.cat([cls, asked]))  # a shared head runs once over both
+        return Output(cls, *projected.split(len(cls)))
 
     def layers(self) -> list[nn.Module]:
         """The blocks: what is recomputed, compiled and gathered one by one."""

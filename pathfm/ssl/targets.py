@@ -1,16 +1,19 @@
 """How teacher logits become the distributions that the student is asked for: centring or Sinkhorn-Knopp.
 
-N rows (crops or masked patches of this rank)   K prototypes
+N rows (crops or masked patches of this rank)   n some of them   K prototypes
 `total` sums a tensor over all ranks; with it every rank computes with the numbers of the whole global batch.
+Only logits lie there whole, in the precision that they came in; distributions are made of a few rows at a time, in fp32.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from pathfm.ssl.config import Centering
+from pathfm.ssl.cross_entropy import rows_at_once, slices_of
 
 Total = Callable[[Tensor], Tensor]
 Gather = Callable[[Tensor], Tensor]
@@ -24,29 +27,52 @@ def alone(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def centred_softmax(logits: Float[Tensor, "N K"], center: Float[Tensor, "1 K"], temp: float) -> Float[Tensor, "N K"]:
-    """softmax((logits - center) / temp) (DINO, arXiv 2104.14294, section 3.1)."""
-    return torch.softmax((logits.float() - center) / temp, dim=-1)
+@dataclass(frozen=True)
+class Asked:
+    """Distributions over prototypes, softmax(logits / temp + bias), made when somebody wants to see some of them."""
+
+    logits: Float[Tensor, "N K"]
+    temp: float
+    bias: Float[Tensor, " K"]
+
+    def __len__(self) -> int:
+        return len(self.logits)
+
+    @property
+    def num_prototypes(self) -> int:
+        return self.logits.shape[1]
+
+    def rows(self, which: Int[Tensor, " n"] | slice) -> Float[Tensor, "n K"]:
+        """Some of them, in fp32."""
+        return torch.softmax(self.logits[which].float() / self.temp + self.bias, dim=-1)
+
+    def all(self) -> Float[Tensor, "N K"]:
+        return self.rows(slice(None))
 
 
 @torch.no_grad()
 def sinkhorn_knopp(
-    logits: Float[Tensor, "N K"], temp: float, iterations: int = SINKHORN_ITERATIONS, total: Total = alone
-) -> Float[Tensor, "N K"]:
+    parts: Sequence[Float[Tensor, "N K"]], temp: float, iterations: int = SINKHORN_ITERATIONS, total: Total = alone
+) -> list[Asked]:
     """Soft assignments that use all prototypes equally (SwAV, arXiv 2006.09882, section 3; DINOv2 section 4).
 
     exp(logits / temp), then in turn: every prototype's sum over the samples of all ranks made equal, every sample's
-    sum over prototypes made 1. N may be 0 on a rank and differ between ranks. All ranks call this together.
+    sum over prototypes made 1. `parts` are balanced together. N may be 0 on a rank and differ between ranks. All ranks
+    call this together.
+
+    Rows that sum to 1 are a softmax, and what columns were multiplied with is its bias: that is all that is kept.
     """
-    # In place: with many masked patches and prototypes one copy takes gigabytes.
-    assignments = (logits.float() / temp).exp_()
-    num_prototypes = assignments.shape[1]
-    num_samples = total(torch.full((), float(len(assignments)), device=assignments.device))
-    assignments /= total(assignments.sum())
-    for _ in range(iterations):
-        assignments /= total(assignments.sum(0, keepdim=True)) * num_prototypes
-        assignments /= assignments.sum(1, keepdim=True) * num_samples
-    return assignments.mul_(num_samples)
+    num_prototypes, device = parts[0].shape[1], parts[0].device
+    bias = torch.zeros(num_prototypes, device=device)
+    for iteration in range(iterations):
+        of_columns = torch.zeros_like(bias)
+        for asked in (Asked(logits, temp, bias) for logits in parts):
+            for rows in slices_of(len(asked), rows_at_once(num_prototypes, device)):
+                # It begins with columns: the rows have not been made equal yet.
+                assigned = asked.rows(rows) if iteration else torch.exp(asked.logits[rows].float() / temp)
+                of_columns += assigned.sum(0)
+        bias = bias - total(of_columns).clamp(min=torch.finfo(torch.float32).tiny).log()
+    return [Asked(logits, temp, bias) for logits in parts]
 
 
 class Centring(nn.Module):
@@ -71,12 +97,15 @@ class Centring(nn.Module):
         self.register_buffer("seen_rows", torch.zeros(1), persistent=False)
 
     @torch.no_grad()
-    def targets(self, logits: Float[Tensor, "N K"], temp: float) -> Float[Tensor, "N K"]:
-        """Distributions over prototypes; in training the logits count for the next centre."""
-        if self.training:
+    def targets(self, parts: Sequence[Float[Tensor, "N K"]], temp: float) -> list[Asked]:
+        """softmax((logits - center) / temp) (DINO, arXiv 2104.14294, section 3.1).
+
+        In training the logits count for the next centre.
+        """
+        for logits in parts if self.training else ():
             self.seen_sum += logits.sum(0, dtype=torch.float32)
             self.seen_rows += len(logits)
-        return centred_softmax(logits, self.center, temp)
+        return [Asked(logits, temp, -self.center[0] / temp) for logits in parts]
 
     @torch.no_grad()
     def finish_step(self) -> None:
@@ -105,9 +134,9 @@ class SinkhornKnopp(nn.Module):
         self.total = total
 
     @torch.no_grad()
-    def targets(self, logits: Float[Tensor, "N K"], temp: float) -> Float[Tensor, "N K"]:
+    def targets(self, parts: Sequence[Float[Tensor, "N K"]], temp: float) -> list[Asked]:
         """Distributions over prototypes. All ranks call this together."""
-        return sinkhorn_knopp(logits, temp, total=self.total)
+        return sinkhorn_knopp(parts, temp, total=self.total)
 
     def finish_step(self) -> None:
         pass

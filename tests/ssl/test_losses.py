@@ -4,9 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
-from pathfm.ssl.losses import dino_cross_entropy, ibot_cross_entropy, koleo
+from pathfm.models.head import Projection
+from pathfm.ssl.losses import dino_loss, ibot_loss, koleo
+from pathfm.ssl.targets import Asked
 from tests.ssl.small import Recorded
 
 TOLERANCE = {"atol": 2e-5, "rtol": 1e-4}
@@ -21,53 +25,107 @@ def cross_entropy_written_out(student: Tensor, teacher: Tensor, temp: float = 0.
     return -(teacher * torch.log(torch.softmax(student / temp, -1))).sum(-1)
 
 
-def test_dino_loss_of_local_crops_equals_the_recorded_sum_over_pairs(recorded: Recorded) -> None:
-    teacher = recorded["sinkhorn/teacher_probs"].unflatten(0, (2, -1))
-    student = recorded["student_local_logits"].unflatten(0, (3, -1))
-    loss = dino_cross_entropy(student, teacher, same_views=False)
-    torch.testing.assert_close(loss * 6, recorded["dino_local_loss"], **TOLERANCE)
+def saying(logits: Tensor) -> Projection:
+    """A student whose prototypes are the axes: the bottleneck is its logits."""
+    return Projection(logits, torch.eye(logits.shape[1]))
 
 
-def test_dino_loss_of_global_crops_equals_the_recorded_one(recorded: Recorded) -> None:
-    # The recording pairs row i of the student with row i of the targets, so the targets were swapped before.
-    teacher = recorded["sinkhorn/teacher_probs"].unflatten(0, (2, -1)).flip(0)
-    student = recorded["student_global_logits"].unflatten(0, (2, -1))
-    loss = dino_cross_entropy(student, teacher, same_views=True)
-    torch.testing.assert_close(loss, recorded["dino_global_loss"], **TOLERANCE)
+def asking(probs: Tensor) -> Asked:
+    return Asked(probs.log(), 1.0, torch.zeros(probs.shape[1]))
 
 
-@pytest.mark.parametrize("same_views", [False, True])
-def test_dino_loss_is_the_mean_over_the_pairs_that_count(same_views: bool) -> None:
-    student, teacher = torch.randn(3, 5, 7), torch.rand(3, 5, 7)
-    pairs = [(s, t) for s in range(3) for t in range(3) if not (same_views and s == t)]
-    expected = torch.stack([cross_entropy_written_out(student[s], teacher[t]).mean() for s, t in pairs]).mean()
-    torch.testing.assert_close(dino_cross_entropy(student, teacher, same_views=same_views), expected)
+def drawn_projection(rows: int, width: int = 5, prototypes: int = 7, seed: int = 0) -> Projection:
+    generator = torch.Generator().manual_seed(seed)
+    bottleneck, matrix = (torch.randn(number, width, generator=generator) / 5 for number in (rows, prototypes))
+    return Projection(bottleneck.requires_grad_(), matrix.requires_grad_())
 
 
-def test_dino_loss_without_student_views_is_zero_and_keeps_its_gradient() -> None:
-    student = torch.zeros(0, 5, 7, requires_grad=True)
-    loss = dino_cross_entropy(student, torch.rand(2, 5, 7), same_views=False)
-    loss.backward()
-    assert loss == 0
-    assert student.grad is not None
+def drawn_asked(rows: int, prototypes: int = 7, seed: int = 1) -> Asked:
+    return asking(torch.rand(rows, prototypes, generator=torch.Generator().manual_seed(seed)).softmax(-1))
+
+
+def gradients(loss: Tensor, student: Projection) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(loss, list(student))
+
+
+def dino_written_out(student: Projection, asked: Asked, num_samples: int) -> Tensor:
+    said = student.logits().unflatten(0, (-1, num_samples))
+    teacher = asked.all().unflatten(0, (-1, num_samples))
+    pairs = [(s, t) for s in range(len(said)) for t in range(len(teacher)) if s != t]
+    return torch.stack([cross_entropy_written_out(said[s], teacher[t]).mean() for s, t in pairs]).mean()
+
+
+def test_dino_loss_equals_the_recorded_ones(recorded: Recorded) -> None:
+    student = torch.cat([recorded["student_global_logits"], recorded["student_local_logits"]])
+    teacher = recorded["sinkhorn/teacher_probs"]
+    # The recording pairs row i of the student's global views with row i of the targets: there they are swapped.
+    swapped = teacher.unflatten(0, (2, -1)).flip(0).flatten(0, 1)
+    global_pairs, all_pairs = 2, 8
+    of_local = dino_loss(saying(student), asking(teacher), len(teacher) // 2).of_local_views
+    torch.testing.assert_close(of_local * all_pairs, recorded["dino_local_loss"], **TOLERANCE)
+    of_global = dino_loss(saying(student), asking(swapped), len(teacher) // 2).of_global_views
+    torch.testing.assert_close(of_global * all_pairs / global_pairs, recorded["dino_global_loss"], **TOLERANCE)
+
+
+@pytest.mark.parametrize("views", [2, 3, 6])
+def test_dino_loss_is_the_mean_over_pairs_of_different_views(views: int) -> None:
+    student, asked = drawn_projection(views * 5), drawn_asked(10)
+    loss, expected = dino_loss(student, asked, 5), dino_written_out(student, asked, 5)
+    torch.testing.assert_close(loss.total, expected)
+    torch.testing.assert_close(loss.of_global_views + loss.of_local_views, loss.total.detach())
+    torch.testing.assert_close(gradients(loss.total, student), gradients(expected, student))
+
+
+def test_dino_loss_without_local_views_has_none_of_theirs() -> None:
+    loss = dino_loss(drawn_projection(10), drawn_asked(10), 5)
+    assert loss.of_local_views == 0
+    torch.testing.assert_close(loss.of_global_views, loss.total.detach())
 
 
 def test_ibot_loss_and_its_gradient_equal_the_recorded_ones(recorded: Recorded) -> None:
     student = recorded["ibot/student_logits"].requires_grad_()
     masks, weights = recorded["ibot/masks"], recorded["ibot/masks_weight"]
-    loss = ibot_cross_entropy(student, recorded["ibot/centered_teacher_probs"], weights, num_crops=len(masks))
+    loss = ibot_loss(saying(student), asking(recorded["ibot/centered_teacher_probs"]), weights, num_crops=len(masks))
     loss.backward()
     torch.testing.assert_close(loss.detach(), recorded["ibot/loss"], **TOLERANCE)
     torch.testing.assert_close(student.grad, recorded["ibot/student_grad"], **TOLERANCE)
 
 
-def test_ibot_loss_is_the_mean_over_crops_of_the_mean_over_their_masked_patches() -> None:
-    masked = [3, 0, 1, 4]
-    student, teacher = torch.randn(8, 7), torch.rand(8, 7)
-    weights = torch.cat([torch.full((n,), 1 / n) for n in masked if n])
-    rows = cross_entropy_written_out(student, teacher).split(masked)
-    expected = torch.stack([row.mean() if len(row) else torch.tensor(0.0) for row in rows]).mean()
-    torch.testing.assert_close(ibot_cross_entropy(student, teacher, weights, num_crops=4), expected)
+def ibot_written_out(student: Projection, asked: Asked, masked: list[int]) -> Tensor:
+    rows = cross_entropy_written_out(student.logits(), asked.all()).split(masked)
+    return torch.stack([row.mean() if len(row) else torch.tensor(0.0) for row in rows]).mean()
+
+
+@settings(max_examples=30, deadline=None)
+@given(masked=st.lists(st.integers(0, 6), min_size=1, max_size=5), at_once=st.integers(1, 40))
+def test_ibot_loss_is_the_mean_over_crops_of_the_mean_over_their_masked_patches(
+    masked: list[int], at_once: int
+) -> None:
+    """However many rows are seen at once, and when there are none."""
+    student, asked = drawn_projection(sum(masked)), drawn_asked(sum(masked))
+    weights = torch.cat([torch.full((n,), 1 / max(n, 1)) for n in masked])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pathfm.ssl.losses.rows_at_once", lambda prototypes, device: at_once)
+        loss = ibot_loss(student, asked, weights, num_crops=len(masked))
+    expected = ibot_written_out(student, asked, masked)
+    torch.testing.assert_close(loss, expected.detach() if sum(masked) else torch.tensor(0.0))
+    ours = gradients(3 * loss, student)
+    if sum(masked):
+        torch.testing.assert_close(ours, gradients(3 * expected, student))
+    else:
+        assert not any(gradient.any() for gradient in ours)
+
+
+@settings(max_examples=20, deadline=None)
+@given(num_samples=st.integers(1, 7), views=st.integers(2, 5), at_once=st.integers(1, 40))
+def test_dino_loss_is_the_same_in_chunks(num_samples: int, views: int, at_once: int) -> None:
+    student, asked = drawn_projection(views * num_samples), drawn_asked(2 * num_samples)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pathfm.ssl.losses.rows_at_once", lambda prototypes, device: at_once)
+        loss = dino_loss(student, asked, num_samples).total
+    expected = dino_written_out(student, asked, num_samples)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(gradients(loss, student), gradients(expected, student))
 
 
 def test_koleo_and_its_gradient_equal_the_recorded_ones(recorded: Recorded) -> None:
@@ -95,12 +153,3 @@ def test_koleo_stays_finite_and_exact_under_autocast_with_equal_features() -> No
     loss.backward()
     assert torch.equal(loss, koleo(cls))
     assert torch.isfinite(cls.grad).all()
-
-
-def test_losses_of_half_precision_logits_are_computed_in_fp32() -> None:
-    student, teacher = torch.randn(2, 3, 50).bfloat16(), torch.rand(2, 3, 50).softmax(-1)
-    assert dino_cross_entropy(student, teacher, same_views=True).dtype == torch.float32
-    torch.testing.assert_close(
-        dino_cross_entropy(student, teacher, same_views=True),
-        dino_cross_entropy(student.float(), teacher, same_views=True),
-    )

@@ -12,8 +12,9 @@ def counted(network: Network, crops: list[torch.Tensor], patches: torch.Tensor, 
     """What torch counts in a forward pass, and in a backward one."""
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         output = network(crops, patches=patches)
+        logits = output.projected_cls.logits().sum() + output.projected_patches.logits().sum()
         if trained:
-            (output.cls_logits.sum() + output.patch_logits.sum()).backward()
+            logits.backward()
     return counter.get_total_flops()
 
 
