@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from pathfm.lifecycle.run import Run
 from pathfm.models.attention import Backend
 from pathfm.recipe import Recipe, read_recipe
 from pathfm.training.plan import plan_training
+from tests.jobs.journeys import train
 from tests.several_ranks import on_ranks
 
 CPU = torch.device("cpu")
@@ -41,7 +43,7 @@ def chosen(directory: Path, timed: Timer, *settings: str, ranks: Ranks = ALONE) 
     return with_attention(recipe, plan, Run(directory), ranks, CPU, timed).student.attention
 
 
-def records(directory: Path) -> list[dict[str, object]]:
+def records(directory: Path) -> list[dict[str, Any]]:
     return json.loads((directory / "attention.json").read_text())
 
 
@@ -111,6 +113,21 @@ def test_a_record_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "attention.json").write_text("{")
     with pytest.raises(UserError, match=r"attention.json cannot be read .*; remove it"):
         chosen(tmp_path, never)
+
+
+def test_a_run_says_what_it_took_and_its_next_start_takes_the_same(recipe: Path, data: Path, tmp_path: Path) -> None:
+    run, settings = tmp_path / "run", ("train.precision=bf16", "optim.total_steps=2")
+    first = train(recipe, data, run, *settings)
+    assert first.returncode == 0, first.stderr
+    (record,) = records(run)
+    assert f"attention by {record['choice']} on {record['place']['device']}; a block's" in first.stderr
+    other = next(backend for backend in record["forward_and_backward_ms"] if backend != record["choice"])
+    (run / "attention.json").write_text(json.dumps([{**record, "choice": other}]))
+    (run / "exit.json").unlink()  # as if it had not ended
+    second = train(recipe, data, run, *settings)
+    assert f"attention by {other} on {record['place']['device']}, as measured at an earlier start" in second.stderr
+    segments = json.loads((run / "provenance.json").read_text())
+    assert [segment["attention"] for segment in segments] == [record["choice"], other]
 
 
 def choice_of_rank(directory: Path, broken_on: int | None) -> str:

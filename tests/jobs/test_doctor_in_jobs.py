@@ -4,6 +4,7 @@ import json
 import logging
 import logging.handlers
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,8 @@ import torch.distributed as dist
 from pathfm.dist.env import Ranks
 from pathfm.dist.groups import Team
 from pathfm.dist.watch import Watch, WatchSettings
-from pathfm.jobs.examination import with_torch
+from pathfm.jobs.attention_choice import Work
+from pathfm.jobs.examination import devices, with_torch
 from pathfm.jobs.examination.devices import all_reduce, attention
 from pathfm.jobs.examination.finding import Finding
 from pathfm.jobs.examination.ranks import Report, Unfit, examine, failed_nodes, node_name, skews_s
@@ -202,6 +204,21 @@ def test_sdpa_works_on_a_cpu_and_xformers_is_missed_only_where_it_was_asked_for(
     assert asked.verdict == "fail"
     assert "xformers does not" in asked.found
     assert "student.attention=auto" in asked.advice
+
+
+def test_the_ways_to_compute_attention_that_work_are_named_and_the_fastest_with_its_time():
+    work = Work(((1, 5), (2, 3)), 2, 8, torch.bfloat16, CPU)
+    found = attention("auto", CPU, torch.bfloat16, work).found
+    assert found.startswith("sdpa_fp32 and sdpa work on cpu in bfloat16, the fastest is sdpa")
+    assert re.search(r"\(sdpa\S* [\d.]+ ms, sdpa\S* [\d.]+ ms\)", found)
+
+
+def test_a_gpu_for_which_nothing_but_sdpa_works_is_warned_of(monkeypatch):
+    monkeypatch.setattr(devices, "candidates", lambda device, dtype: ("xformers", "varlen", "sdpa"))
+    finding = attention("auto", CPU, torch.bfloat16)
+    assert finding.verdict == "warn"
+    assert finding.found.startswith("sdpa works on cpu in bfloat16; xformers does not: ")
+    assert "; varlen does not: " in finding.found
 
 
 def test_an_attention_that_computes_wrong_numbers_fails(monkeypatch):
