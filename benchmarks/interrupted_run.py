@@ -61,13 +61,30 @@ class Start:
 
 @dataclass(frozen=True)
 class Times:
-    """Means, in seconds, and how many they are of."""
+    """Seconds, one number for each start or save that was seen."""
 
-    step: float
-    stall: float
-    durable: float
-    start: float
-    counts: tuple[int, int, int]  # steps, saves, starts
+    steps: Sequence[float]  # means of a start's steps that neither the start nor a save slows down
+    stalls: Sequence[float]  # that a save costs training
+    durables: Sequence[float]  # from a save's due until it is durable
+    starts: Sequence[float]
+
+    @property
+    def step_s(self) -> float:
+        return fmean(self.steps)
+
+    @property
+    def stall_s(self) -> float:
+        return max(0.0, fmean(self.stalls))
+
+    @property
+    def durable_s(self) -> float:
+        """After the stall."""
+        return max(0.0, fmean(self.durables) - self.stall_s)
+
+    @property
+    def start_s(self) -> float:
+        """Until the first new step begins."""
+        return fmean(self.starts)
 
 
 @dataclass(frozen=True)
@@ -109,9 +126,9 @@ def measured_section(data: Path, work: Path, interruptions: int, mean_s: float |
 
 def _to_interrupt(seen: Times, interruptions: int, mean_s: float | None) -> tuple[Conditions, int]:
     """How often, and the last step of a run that is interrupted about so many times."""
-    mean_s = mean_s or round(_MEAN_IN_INTERVALS * (seen.start + EVERY_STEPS * seen.step))
+    mean_s = mean_s or round(_MEAN_IN_INTERVALS * (seen.start_s + EVERY_STEPS * seen.step_s))
     run = conditions_of(seen, mean_s)
-    return run, EVERY_STEPS + max(1, round(interruptions * mean_s * goodput(run, EVERY_STEPS) / seen.step))
+    return run, EVERY_STEPS + max(1, round(interruptions * mean_s * goodput(run, EVERY_STEPS) / run.step_s))
 
 
 def _taking_turns(
@@ -201,19 +218,22 @@ def _last_step(metrics: Path) -> int:
 
 
 def times(starts: Sequence[Start]) -> Times:
-    """Of starts that lived long enough: those with steps that neither a start nor a save slows down."""
-    steady = [seconds for start in starts for seconds in _steady(start)]
-    step = fmean(steady)
-    stalls = [cost for start in starts for cost in _costs_of_saves(start, step)]
-    stall = max(0.0, fmean(stalls))
-    durable = [start.saves[save] - start.steps[save] for start in starts for save in start.saves if save in start.steps]
-    ready = [_ready(start, step) for start in starts if len(start.steps) >= _WARM_UP]
-    return Times(step, stall, max(0.0, fmean(durable) - stall), fmean(ready), (len(steady), len(stalls), len(ready)))
+    """Of the starts that lived long enough; at least one must have steps that neither it nor a save slows down."""
+    steady = [fmean(seconds) for start in starts if (seconds := _steady(start))]
+    step_s = fmean(steady)
+    return Times(
+        steps=steady,
+        stalls=[cost for start in starts for cost in _costs_of_saves(start, step_s)],
+        durables=[
+            start.saves[step] - start.steps[step] for start in starts for step in start.saves if step in start.steps
+        ],
+        starts=[_ready(start, step_s) for start in starts if len(start.steps) >= _WARM_UP],
+    )
 
 
 def conditions_of(seen: Times, mean_s: float) -> Conditions:
     """Of a process that is killed every `mean_s` seconds in the mean, and started again at once."""
-    return Conditions(seen.step, seen.stall, seen.durable, seen.start, sudden_per_s=1 / mean_s)
+    return Conditions(seen.step_s, seen.stall_s, seen.durable_s, seen.start_s, sudden_per_s=1 / mean_s)
 
 
 def _laps(start: Start) -> dict[int, float]:
@@ -251,7 +271,7 @@ def section(interrupted: Interrupted, undisturbed: Sequence[Start], mean_s: floa
     """The comparison in Markdown."""
     alone, within = times(undisturbed), times(interrupted.starts)
     run = conditions_of(alone, mean_s)
-    work_s = (interrupted.last - interrupted.first) * alone.step
+    work_s = (interrupted.last - interrupted.first) * alone.step_s
     by_chance = work_s / _walls(run, interrupted, stream(seed, 1, "interruptions"))
     replayed = work_s / replayed_wall_s(run, interrupted)
     measured = work_s / interrupted.wall_s
@@ -274,9 +294,9 @@ def section(interrupted: Interrupted, undisturbed: Sequence[Start], mean_s: floa
             f"and started again at once. {len(interrupted.starts) - 1} interruptions in {interrupted.wall_s:.0f} s; "
             f"{interrupted.steps_trained:,} steps were trained and {kept:,} kept.",
             "",
-            "| seconds | left alone | in the interrupted run |",
+            "| seconds: mean, range, number of starts or saves | left alone | in the interrupted run |",
             "| --- | --- | --- |",
-            *(f"| {what} | {a} | {b} |" for what, a, b in _in_rows(alone, within)),
+            *(f"| {' | '.join(row)} |" for row in _in_rows(alone, within)),
             "",
             "| goodput | |",
             "| --- | --- |",
@@ -289,12 +309,15 @@ def section(interrupted: Interrupted, undisturbed: Sequence[Start], mean_s: floa
     )
 
 
-def _in_rows(alone: Times, within: Times) -> list[tuple[str, str, str]]:
-    names = {"step": "of one step", "stall": "that a save costs", "durable": "from then until it is durable"}
-    names["start"] = "from a start to its first new step"
-    rows = [(text, f"{getattr(alone, key):.3f}", f"{getattr(within, key):.3f}") for key, text in names.items()]
-    counted = [f"{times.counts[0]:,}, {times.counts[1]:,}, {times.counts[2]:,}" for times in (alone, within)]
-    return [*rows, ("steps, saves and starts these are means of", *counted)]
+def _in_rows(*columns: Times) -> list[Sequence[str]]:
+    """A row for each kind of time: means, and the range over starts or saves."""
+    names = {"steps": "of one step", "stalls": "that a save costs", "durables": "from its due until a save is durable"}
+    names["starts"] = "from a start to its first new step"
+    return [[text, *(_mean_and_range(getattr(column, kind)) for column in columns)] for kind, text in names.items()]
+
+
+def _mean_and_range(seconds: Sequence[float]) -> str:
+    return f"{fmean(seconds):.2f} ({min(seconds):.2f} to {max(seconds):.2f}; {len(seconds)})" if seconds else ""
 
 
 def _walls(run: Conditions, interrupted: Interrupted, rng: np.random.Generator) -> np.ndarray:

@@ -49,15 +49,15 @@ def played_run(last_step, seed=0, run=RUN):
 
 def test_seconds_are_told_from_what_was_seen():
     seen = times([played(EVERY_STEPS, 60), played(3 * EVERY_STEPS, 45)])
-    assert (seen.step, seen.stall, seen.durable, seen.start) == pytest.approx((0.5, 1.0, 2.0, 8.0))
+    assert (seen.step_s, seen.stall_s, seen.durable_s, seen.start_s) == pytest.approx((0.5, 1.0, 2.0, 8.0))
 
 
 def test_what_a_start_and_a_save_slow_down_is_counted_there():
     seen = played(EVERY_STEPS, 60)
     slow = {step: at + (3 if step >= 21 else 0) + (4 if step >= 43 else 0) for step, at in seen.steps.items()}
     found = times([Start(slow, {40: slow[40] + 6}, 60)])
-    assert (found.step, found.start) == pytest.approx((0.5, 11.0))
-    assert found.stall == pytest.approx((4 * 1 + 4) / 4)  # four saves, one of which slowed what came after
+    assert (found.step_s, found.start_s) == pytest.approx((0.5, 11.0))
+    assert found.stall_s == pytest.approx((4 * 1 + 4) / 4)  # four saves, one of which slowed what came after
 
 
 def test_a_replay_takes_as_long_as_the_run_did():
