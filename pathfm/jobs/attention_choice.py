@@ -103,14 +103,21 @@ def time_all(backends: Sequence[Backend], work: Work) -> dict[Backend, float]:
     """Milliseconds of a forward and backward pass by each: the median of some rounds, in which they take turns."""
     if work.device.type == "cpu":
         work = _smaller(work)
-    runs = {backend: passes(backend, work) for backend in backends}
-    seconds: dict[Backend, list[float]] = {backend: [] for backend in backends}
+    seconds = _in_turns({backend: passes(backend, work) for backend in backends})
+    if work.device.type == "cuda":
+        torch.cuda.empty_cache()  # training begins on an empty GPU
+    return {backend: 1e3 * statistics.median(taken[1:]) for backend, taken in seconds.items()}  # the first warms up
+
+
+def _in_turns(runs: Mapping[Backend, Callable[[], int]]) -> dict[Backend, list[float]]:
+    """Seconds of a pass, in every round."""
+    seconds: dict[Backend, list[float]] = {backend: [] for backend in runs}
     for _ in range(1 + _ROUNDS):
         for backend, run in runs.items():
             begun = time.perf_counter()
             calls = run()
             seconds[backend].append((time.perf_counter() - begun) / calls)
-    return {backend: 1e3 * statistics.median(taken[1:]) for backend, taken in seconds.items()}  # the first warms up
+    return seconds
 
 
 def passes(backend: Backend, work: Work) -> Callable[[], int]:
