@@ -20,20 +20,6 @@ Branch = Callable[[Tensor, Layout], Tensor]
 SUBSET_ABOVE_RATE = 0.1
 
 
-def add_branch(tokens: Float[Tensor, "T D"], layout: Layout, branch: Branch, rate: float) -> Float[Tensor, "T D"]:
-    """`tokens + branch(tokens)`, the branch dropped for a share `rate` of the crops and scaled up for the rest.
-
-    The expectation over the draws equals the sum without dropping. Rate 0 (evaluation) draws nothing.
-    """
-    if rate == 0:
-        return tokens + branch(tokens, layout)
-    if rate <= SUBSET_ABOVE_RATE:
-        return tokens + branch(tokens, layout) * _kept_or_zero(tokens, layout, rate)
-    kept = draw_survivors(layout, rate, tokens.device)
-    residual = branch(tokens.index_select(0, kept.rows), kept.layout) * kept.scale
-    return tokens.index_add(0, kept.rows, residual.to(tokens.dtype))
-
-
 @dataclass(frozen=True)
 class Survivors:
     """The crops of every group that keep the branch."""
@@ -43,22 +29,49 @@ class Survivors:
     scale: Float[Tensor, "S 1"]  # crops of the group / crops that were kept
 
 
-def draw_survivors(layout: Layout, rate: float, device: torch.device) -> Survivors:
+Drawn = Survivors | Float[Tensor, "T 1"] | None  # who keeps the branch; or every token's factor; or nothing is dropped
+
+
+def draw(tokens: Float[Tensor, "T D"], layout: Layout, rate: float) -> Drawn:
+    """Drop a branch of these tokens for a share `rate` of the crops. Rate 0 (evaluation) draws nothing.
+
+    Drawing is apart from adding, so that what is added is the same arithmetic at every step, compiled or not.
+    """
+    if rate == 0:
+        return None
+    return _kept_or_zero(tokens, layout, rate) if rate <= SUBSET_ABOVE_RATE else _survivors(tokens, layout, rate)
+
+
+def add_branch(tokens: Float[Tensor, "T D"], layout: Layout, branch: Branch, drawn: Drawn) -> Float[Tensor, "T D"]:
+    """`tokens + branch(tokens)`, the branch dropped for some of the crops and scaled up for the rest.
+
+    The expectation over the draws equals the sum without dropping.
+    """
+    if drawn is None:
+        return tokens + branch(tokens, layout)
+    if isinstance(drawn, Tensor):
+        return tokens + branch(tokens, layout) * drawn
+    residual = branch(tokens.index_select(0, drawn.rows), drawn.layout) * drawn.scale
+    return tokens.index_add(0, drawn.rows, residual.to(tokens.dtype))
+
+
+def _survivors(tokens: Tensor, layout: Layout, rate: float) -> Survivors:
     """Per group a random subset of max(1, floor(crops * (1 - rate))) crops."""
     rows, kept_layout, scales = [], [], []
-    for where, crops, tokens in token_slices(layout):
+    device = tokens.device
+    for where, crops, length in token_slices(layout):
         kept = max(1, int(crops * (1 - rate)))
         chosen = torch.randperm(crops, device=device)[:kept]
-        rows.append((where.start + chosen[:, None] * tokens + torch.arange(tokens, device=device)).flatten())
-        kept_layout.append((kept, tokens))
-        scales.append(torch.full((kept * tokens, 1), crops / kept, device=device))
+        rows.append((where.start + chosen[:, None] * length + torch.arange(length, device=device)).flatten())
+        kept_layout.append((kept, length))
+        scales.append(torch.full((kept * length, 1), crops / kept, device=device))
     return Survivors(torch.cat(rows), tuple(kept_layout), torch.cat(scales))
 
 
 def _kept_or_zero(tokens: Tensor, layout: Layout, rate: float) -> Float[Tensor, "T 1"]:
     """Per token 1 / (1 - rate) when its crop keeps the branch, else 0."""
     factors = []
-    for _, crops, tokens_per_crop in token_slices(layout):
+    for _, crops, length in token_slices(layout):
         keeps = torch.rand(crops, device=tokens.device) >= rate
-        factors.append(keeps.to(tokens.dtype).div(1 - rate).repeat_interleave(tokens_per_crop))
+        factors.append(keeps.to(tokens.dtype).div(1 - rate).repeat_interleave(length))
     return torch.cat(factors)[:, None]

@@ -14,7 +14,7 @@ from torch.nn import functional
 from pathfm.errors import UserError
 from pathfm.models.attention import Backend, Layout, attend
 from pathfm.models.config import FeedForward
-from pathfm.models.drop_path import add_branch
+from pathfm.models.drop_path import Drawn, add_branch, draw
 
 NORM_EPS = 1e-6  # DINOv2's models
 
@@ -148,8 +148,20 @@ class Block(nn.Module):
 
     def forward(self, tokens: Float[Tensor, "T D"], layout: Layout, backend: Backend) -> Float[Tensor, "T D"]:
         rate = self.drop_path_rate if self.training else 0.0
-        tokens = add_branch(tokens, layout, partial(self._attend, backend=backend), rate)
-        return add_branch(tokens, layout, self._feed_forward, rate)
+        of_attention, of_feed_forward = (draw(tokens, layout, rate) for _ in range(2))
+        return self.compute(tokens, layout, backend, of_attention, of_feed_forward)
+
+    def compute(
+        self,
+        tokens: Float[Tensor, "T D"],
+        layout: Layout,
+        backend: Backend,
+        of_attention: Drawn,
+        of_feed_forward: Drawn,
+    ) -> Float[Tensor, "T D"]:
+        """All of the arithmetic and nothing that is drawn: what may be recomputed and compiled."""
+        tokens = add_branch(tokens, layout, partial(self._attend, backend=backend), of_attention)
+        return add_branch(tokens, layout, self._feed_forward, of_feed_forward)
 
     def attention_weights(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B H N N"]:
         """How much every token (row) attends to every other in this block, by head: rows sum to 1."""

@@ -52,31 +52,38 @@ def parallelise(
 ) -> None:
     """Change `network` in place; the names of its parameters stay. All ranks call this together.
 
-    `blocks`: its repeated parts, each gathered, recomputed and compiled by itself; then come its direct children.
+    `blocks`: its repeated parts, each gathered, recomputed and compiled by itself; then come its direct children. What
+    is recomputed and compiled is a block's method `compute`, which draws no random numbers.
     `dtype`: what the blocks compute in, and so what their gathered weights are. `trained=False`: the teacher, which
     only goes forward. Its weights are let go after every forward: gathered ones would miss the next moving average.
     """
     for number, block in enumerate(blocks):
         if trained and config.recompute != "none" and number % config.recompute_every == 0:
             _recompute(block, selective=config.recompute == "selective")
-        if config.compile:
-            _replace_forward(block, torch.compile(block.forward))
+    if config.compile:
+        _compile(blocks)
     if mesh is not None:
         _shard(network, blocks, mesh, dtype, reshard=config.reshard_after_forward or not trained)
 
 
 @contextmanager
 def left_as_found(network: nn.Module) -> Iterator[None]:
-    """The network in evaluation mode; behind it every module is as it was, and gathered weights are let go.
+    """The network in evaluation mode, not compiled; behind it every module is as it was, gathered weights are let go.
 
+    It may be shown anything here, and a graph for that, made now or never, would change which graphs a step finds.
     Weights that a forward pass without gradients gathered would otherwise stay until the next backward pass, and be
     what a checkpoint meets.
     """
     modes = {module: module.training for module in network.modules()}
+    compiled = _compiled_in(network)
     network.eval()
+    for compute in compiled:
+        compute.is_in_use = False
     try:
         yield
     finally:
+        for compute in compiled:
+            compute.is_in_use = True
         for module, mode in modes.items():
             module.training = mode
             if isinstance(module, FSDPModule):
@@ -106,16 +113,46 @@ def finish_gradients(network: nn.Module, *, is_last_part: bool) -> None:
 
 
 def _recompute(block: nn.Module, *, selective: bool) -> None:
-    settings: dict[str, Any] = {"use_reentrant": False}
+    settings: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
     if selective:
         kept = [getattr(torch.ops.aten, name).default for name in _KEPT if hasattr(torch.ops.aten, name)]
         settings["context_fn"] = partial(create_selective_checkpoint_contexts, kept)
-    _replace_forward(block, partial(checkpoint, block.forward, **settings))
+    _replace_compute(block, lambda compute: partial(checkpoint, compute, **settings))
 
 
-def _replace_forward(block: nn.Module, forward: Callable[..., Any]) -> None:
+class _Compiled:
+    """A function, compiled where it is in use: for every shape and layout that it meets once, and for good.
+
+    Shapes are taken as they are, never as variables: a graph for many shapes would have other rounding, and whether
+    there is one would depend on what a process has seen before. Sizes that training meets are few and always the same.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+        self._compiled = torch.compile(function, dynamic=False)
+        self.is_in_use = True
+
+    def __call__(self, *arguments: Any) -> Any:
+        return (self._compiled if self.is_in_use else self._function)(*arguments)
+
+
+def _compiled_in(network: nn.Module) -> list[_Compiled]:
+    computes = (getattr(module, "compute", None) for module in network.modules())
+    return [compute for compute in computes if isinstance(compute, _Compiled)]
+
+
+def _compile(blocks: Sequence[nn.Module]) -> None:
+    # Blocks share their code, so torch counts the graphs of all of them together: one, or where drop path grows from
+    # block to block one each, with and without gradients. Beyond its limit it would go on uncompiled, in silence.
+    limits = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, 2 * len(blocks) + 1)
+    for block in blocks:
+        _replace_compute(block, _Compiled)
+
+
+def _replace_compute(block: Any, change: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
     """Below the hooks that gather the weights, and without a wrapper that would rename the parameters."""
-    block.forward = forward
+    block.compute = change(block.compute)
 
 
 def _shard(

@@ -7,10 +7,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pathfm.models.attention import Layout, token_slices
-from pathfm.models.drop_path import add_branch
+from pathfm.models.drop_path import Branch, add_branch, draw
 
 LAYOUT: Layout = ((4, 3), (10, 2), (1, 5))
 TOKENS = 12 + 20 + 5
+
+
+def dropped(tokens: Tensor, branch: Branch, rate: float) -> Tensor:
+    return add_branch(tokens, LAYOUT, branch, draw(tokens, LAYOUT, rate))
 
 
 def ones(tokens: Tensor, layout: Layout) -> Tensor:
@@ -22,7 +26,7 @@ def ones(tokens: Tensor, layout: Layout) -> Tensor:
 @given(rate=st.floats(0.11, 0.95), seed=st.integers(0, 2**31))
 def test_every_draw_of_a_subset_adds_up_to_the_undropped_sum_in_every_group(rate: float, seed: int) -> None:
     torch.manual_seed(seed)
-    added = add_branch(torch.zeros(TOKENS, 1), LAYOUT, ones, rate)
+    added = dropped(torch.zeros(TOKENS, 1), ones, rate)
     for rows, crops, tokens in token_slices(LAYOUT):
         assert added[rows].sum().item() == pytest.approx(crops * tokens, rel=1e-5)
 
@@ -30,7 +34,7 @@ def test_every_draw_of_a_subset_adds_up_to_the_undropped_sum_in_every_group(rate
 @pytest.mark.parametrize("rate", [0.05, 0.3, 0.7])
 def test_drop_path_keeps_the_expectation_of_every_token(rate: float) -> None:
     torch.manual_seed(0)
-    draws = torch.stack([add_branch(torch.zeros(TOKENS, 1), LAYOUT, ones, rate) for _ in range(2000)])
+    draws = torch.stack([dropped(torch.zeros(TOKENS, 1), ones, rate) for _ in range(2000)])
     standard_error = draws.std(0) / len(draws) ** 0.5
     assert ((draws.mean(0) - 1).abs() <= 5 * standard_error + 1e-5).all()
 
@@ -38,7 +42,7 @@ def test_drop_path_keeps_the_expectation_of_every_token(rate: float) -> None:
 @pytest.mark.parametrize("rate", [0.05, 0.3])
 def test_tokens_of_one_crop_share_their_fate(rate: float) -> None:
     torch.manual_seed(1)
-    added = add_branch(torch.zeros(TOKENS, 1), LAYOUT, ones, rate)
+    added = dropped(torch.zeros(TOKENS, 1), ones, rate)
     for rows, crops, tokens in token_slices(LAYOUT):
         per_crop = added[rows].view(crops, tokens)
         assert (per_crop == per_crop[:, :1]).all()
@@ -51,7 +55,7 @@ def test_the_branch_sees_only_the_crops_that_keep_it() -> None:
         seen.append(layout)
         return ones(tokens, layout)
 
-    add_branch(torch.zeros(TOKENS, 1), LAYOUT, branch, 0.3)
+    dropped(torch.zeros(TOKENS, 1), branch, 0.3)
     assert seen == [((2, 3), (7, 2), (1, 5))]
 
 
@@ -59,7 +63,7 @@ def test_gradients_flow_through_the_kept_crops_scaled_as_the_output() -> None:
     torch.manual_seed(2)
     tokens = torch.randn(TOKENS, 2, requires_grad=True)
     torch.manual_seed(3)
-    (gradient,) = torch.autograd.grad(add_branch(tokens, LAYOUT, lambda kept, _: 2 * kept, 0.5).sum(), tokens)
+    (gradient,) = torch.autograd.grad(dropped(tokens, lambda kept, _: 2 * kept, 0.5).sum(), tokens)
     torch.manual_seed(3)
-    added = add_branch(torch.zeros(TOKENS, 2), LAYOUT, ones, 0.5)
+    added = dropped(torch.zeros(TOKENS, 2), ones, 0.5)
     torch.testing.assert_close(gradient, 1 + 2 * added)

@@ -1,4 +1,4 @@
-"""However a network is spread over ranks, split into parts, recomputed or compiled: the step is that of one process."""
+"""However a network is spread over ranks, split into parts or recomputed: the step is that of one process."""
 
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -195,13 +195,6 @@ def test_recomputed_blocks_keep_less():
         for how, every in (("none", 1), ("blocks", 2), ("blocks", 1))
     )
     assert nothing < half < everything
-
-
-def test_compiled_blocks_take_the_same_step():
-    """In a process of its own, where shapes in signatures are not checked: that cannot be compiled."""
-    case = Case(parallel=ParallelConfig(compile=True))
-    (compiled,) = on_ranks(1, train, case)
-    assert_same_step(compiled, one_process(Case()), case)
 
 
 @pytest.mark.parametrize(
