@@ -40,8 +40,8 @@ _TAIL_BYTES = 16_384  # some lines of metrics
 _WARM_UP = 2  # steps, whose slowness belongs to the start
 _AFTERMATH = 6  # steps that the writing of a save slows down
 _SAVES_UNDISTURBED = 2  # in each start that is left alone
-_STARTS_BETWEEN = 3  # of the interrupted run, between two that are left alone
-_MEAN_IN_INTERVALS = 3  # between two interruptions: so many times a start and the work between two saves
+_STARTS_BETWEEN = 2  # of the interrupted run, between two that are left alone
+_MEAN_IN_INTERVALS = 4  # between two interruptions: so many times a start and the work between two saves
 _NO_END = 1_000_000  # steps
 _SIMULATED_RUNS = 20_000
 
