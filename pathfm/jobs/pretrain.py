@@ -13,13 +13,14 @@ from pathfm.checkpoint.saver import Saver
 from pathfm.checkpoint.store import Store
 from pathfm.data.config import CorruptPolicy
 from pathfm.dist.agreement import Agreement
-from pathfm.dist.collect import agree_any, gather_rows, sum_over_ranks, sum_with_gradient
+from pathfm.dist.collect import agree_any
 from pathfm.dist.env import Ranks, ranks_from_environment
 from pathfm.dist.groups import Team, demand_same_numbers, device_of, joined
 from pathfm.errors import EXIT_INTERRUPTED, UserError
 from pathfm.jobs.arguments import CONFIGS, parse_with_overrides
 from pathfm.jobs.attention_choice import with_attention
 from pathfm.jobs.examination.ranks import examine
+from pathfm.jobs.networks import method_of, spread
 from pathfm.jobs.run_reports import (
     Quarantine,
     accidents_of,
@@ -39,17 +40,13 @@ from pathfm.jobs.warm_start import freeze_blocks, start_from_weights
 from pathfm.lifecycle.run import Run
 from pathfm.lifecycle.signals import noted, seconds_since_noted
 from pathfm.log import get_logger, start_logging
-from pathfm.parallel.apply import mesh_of, parallelise
-from pathfm.parallel.config import shard_size
-from pathfm.random_streams import derived_seed
 from pathfm.recipe import Recipe, find_config, read_recipe
-from pathfm.ssl.build import build_method
 from pathfm.track.console import Console
 from pathfm.training.loop import Loop, Surroundings
 from pathfm.training.online import Online
 from pathfm.training.plan import TrainingPlan, plan_training
 from pathfm.training.state import TrainingState
-from pathfm.training.step import build_loss_scale, build_optimizer, compute_dtype
+from pathfm.training.step import build_loss_scale, build_optimizer
 
 _log = get_logger(__name__)
 _GRACE_FOR_REPORTS_S = 5.0  # of a process that was told to leave; the next one tells W&B the rest
@@ -147,24 +144,9 @@ def _fresh_state(
     recipe: Recipe, plan: TrainingPlan, ranks: Ranks, device: torch.device, run: Run, *, begun: bool
 ) -> TrainingState:
     """`begun`: a checkpoint will be taken up, so that no weights are read that it replaces."""
-    torch.manual_seed(derived_seed(recipe.train.seed, 0, "initial weights"))
-    method = build_method(
-        recipe.method,
-        recipe.student,
-        recipe.crops.global_crops_size,
-        recipe.dino,
-        recipe.ibot,
-        centering=recipe.train.centering,
-        koleo_group_size=plan.koleo_group_size,
-        total=sum_over_ranks,
-        total_with_gradient=sum_with_gradient,
-        gather=gather_rows,
-    )
+    method = method_of(recipe, plan.koleo_group_size)
     if recipe.student.pretrained_weights and not begun:
         start_from_weights(method, recipe, run, first=ranks.is_first)
     freeze_blocks(method.student.backbone, recipe.student.freeze_blocks)
-    method.to(device)
-    mesh = mesh_of(ranks.world_size, shard_size(recipe.parallel, ranks.world_size, ranks.ranks_per_node), device)
-    for network, trained in ((method.student, True), (method.teacher, False)):
-        parallelise(network, network.layers(), recipe.parallel, mesh, compute_dtype(recipe.train), trained=trained)
+    spread(method, recipe, ranks, device)
     return TrainingState(method, build_optimizer(method, recipe.optim), build_loss_scale(recipe.train, device))

@@ -20,6 +20,11 @@ Branch = Callable[[Tensor, Layout], Tensor]
 SUBSET_ABOVE_RATE = 0.1
 
 
+def share_computed(rate: float) -> float:
+    """Of the crops, those for which a branch is computed in training at a rate, but for rounding."""
+    return 1 - rate if rate > SUBSET_ABOVE_RATE else 1.0
+
+
 @dataclass(frozen=True)
 class Survivors:
     """The crops of every group that keep the branch."""

@@ -16,12 +16,12 @@ from pathfm.batch import Batch
 from pathfm.models.head import DINOHead, Projection
 from pathfm.models.vit import ViT
 from pathfm.ssl.config import Centering, DinoConfig, IbotConfig
-from pathfm.ssl.cross_entropy import errors_of_chunk
+from pathfm.ssl.cross_entropy import ErrorsOf, errors_of_chunk
 from pathfm.ssl.health import Look, Seen
 from pathfm.ssl.losses import dino_loss, ibot_loss, koleo
 from pathfm.ssl.method import Losses, Method, Redraw, drawn_once
 from pathfm.ssl.network import Network
-from pathfm.ssl.targets import Asked, Centring, Gather, SinkhornKnopp, Total, alone, build_targets
+from pathfm.ssl.targets import Asked, Centring, Gather, SinkhornKnopp, Total, alone, biased_softmax, build_targets
 from pathfm.ssl.teacher import follow, start_as_copy
 
 
@@ -81,7 +81,7 @@ class DINOv2(Method):
         self.ibot = ibot
         self.koleo_group_size = koleo_group_size
         self.gather = gather
-        self.errors_of = errors_of_chunk
+        self.errors_of: ErrorsOf = errors_of_chunk
         has_patch_loss = ibot.loss_weight > 0
         has_patch_head = has_patch_loss and ibot.separate_head
         patch_head = ibot if has_patch_head else None
@@ -135,6 +135,12 @@ class DINOv2(Method):
         follow(self.teacher, self.student, momentum)
         for targets in self._target_makers():
             targets.finish_step()
+
+    def compile_losses(self) -> None:
+        """What is done to single logits, by torch.compile, whatever the number of rows; matrix products stay as is."""
+        self.errors_of = torch.compile(errors_of_chunk, dynamic=True)
+        for targets in self._target_makers():
+            targets.softmax_of = torch.compile(biased_softmax, dynamic=True)
 
     def train(self, mode: bool = True) -> "DINOv2":
         super().train(mode)

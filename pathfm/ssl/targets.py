@@ -27,13 +27,24 @@ def alone(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def biased_softmax(
+    logits: Float[Tensor, "n K"], inverse_temp: Float[Tensor, " 1"], bias: Float[Tensor, " K"]
+) -> Float[Tensor, "n K"]:
+    """softmax(logits * inverse_temp + bias), in fp32."""
+    return torch.softmax(torch.addcmul(bias, logits, inverse_temp), dim=-1)
+
+
+SoftmaxOf = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
 @dataclass(frozen=True)
 class Asked:
     """Distributions over prototypes, softmax(logits / temp + bias), made when somebody wants to see some of them."""
 
     logits: Float[Tensor, "N K"]
-    temp: float
+    inverse_temp: Float[Tensor, " 1"]  # a tensor, so that what is compiled holds for every temperature
     bias: Float[Tensor, " K"]
+    softmax_of: SoftmaxOf
 
     def __len__(self) -> int:
         return len(self.logits)
@@ -44,7 +55,7 @@ class Asked:
 
     def rows(self, which: Int[Tensor, " n"] | slice) -> Float[Tensor, "n K"]:
         """Some of them, in fp32."""
-        return torch.softmax(self.logits[which].float() / self.temp + self.bias, dim=-1)
+        return self.softmax_of(self.logits[which], self.inverse_temp, self.bias)
 
     def all(self) -> Float[Tensor, "N K"]:
         return self.rows(slice(None))
@@ -52,7 +63,11 @@ class Asked:
 
 @torch.no_grad()
 def sinkhorn_knopp(
-    parts: Sequence[Float[Tensor, "N K"]], temp: float, iterations: int = SINKHORN_ITERATIONS, total: Total = alone
+    parts: Sequence[Float[Tensor, "N K"]],
+    temp: float,
+    iterations: int = SINKHORN_ITERATIONS,
+    total: Total = alone,
+    softmax_of: SoftmaxOf = biased_softmax,
 ) -> list[Asked]:
     """Soft assignments that use all prototypes equally (SwAV, arXiv 2006.09882, section 3; DINOv2 section 4).
 
@@ -63,16 +78,16 @@ def sinkhorn_knopp(
     Rows that sum to 1 are a softmax, and what columns were multiplied with is its bias: that is all that is kept.
     """
     num_prototypes, device = parts[0].shape[1], parts[0].device
-    bias = torch.zeros(num_prototypes, device=device)
+    inverse_temp, bias = torch.full((1,), 1 / temp, device=device), torch.zeros(num_prototypes, device=device)
     for iteration in range(iterations):
         of_columns = torch.zeros_like(bias)
-        for asked in (Asked(logits, temp, bias) for logits in parts):
+        for asked in (Asked(logits, inverse_temp, bias, softmax_of) for logits in parts):
             for rows in slices_of(len(asked), rows_at_once(num_prototypes, device)):
                 # It begins with columns: the rows have not been made equal yet.
                 assigned = asked.rows(rows) if iteration else torch.exp(asked.logits[rows].float() / temp)
                 of_columns += assigned.sum(0)
         bias = bias - total(of_columns).clamp(min=torch.finfo(torch.float32).tiny).log()
-    return [Asked(logits, temp, bias) for logits in parts]
+    return [Asked(logits, inverse_temp, bias, softmax_of) for logits in parts]
 
 
 class Centring(nn.Module):
@@ -92,6 +107,7 @@ class Centring(nn.Module):
         super().__init__()
         self.total = total
         self.momentum = momentum
+        self.softmax_of: SoftmaxOf = biased_softmax
         self.register_buffer("center", torch.zeros(1, num_prototypes))
         self.register_buffer("seen_sum", torch.zeros(num_prototypes), persistent=False)
         self.register_buffer("seen_rows", torch.zeros(1), persistent=False)
@@ -105,7 +121,9 @@ class Centring(nn.Module):
         for logits in parts if self.training else ():
             self.seen_sum += logits.sum(0, dtype=torch.float32)
             self.seen_rows += len(logits)
-        return [Asked(logits, temp, -self.center[0] / temp) for logits in parts]
+        inverse_temp = torch.full((1,), 1 / temp, device=self.center.device)
+        bias = -self.center[0] * inverse_temp
+        return [Asked(logits, inverse_temp, bias, self.softmax_of) for logits in parts]
 
     @torch.no_grad()
     def finish_step(self) -> None:
@@ -132,11 +150,12 @@ class SinkhornKnopp(nn.Module):
     def __init__(self, total: Total = alone) -> None:
         super().__init__()
         self.total = total
+        self.softmax_of: SoftmaxOf = biased_softmax
 
     @torch.no_grad()
     def targets(self, parts: Sequence[Float[Tensor, "N K"]], temp: float) -> list[Asked]:
         """Distributions over prototypes. All ranks call this together."""
-        return sinkhorn_knopp(parts, temp, total=self.total)
+        return sinkhorn_knopp(parts, temp, total=self.total, softmax_of=self.softmax_of)
 
     def finish_step(self) -> None:
         pass

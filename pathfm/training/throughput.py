@@ -1,10 +1,14 @@
 """How much arithmetic a sample takes, and how much of what a GPU can do that is (MFU, arXiv 2204.02311, appendix B)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import nn
 
+from pathfm.models.drop_path import share_computed
+from pathfm.models.layers import Block
 from pathfm.ssl.network import Network
 
 # Dense bf16 or fp16 TFLOP/s of the makers' data sheets, by what the driver calls a GPU; the first that fits counts.
@@ -52,10 +56,11 @@ def flops_per_sample(network: Network, student: Crops, teacher: Crops) -> float:
     """Of a training step: the student forward and, twice as much, backward, the teacher forward.
 
     2 for each weight and token, and 4 x tokens x width in each block's attention for each token; pixels get no
-    gradient, and recomputation does not count.
+    gradient, recomputation does not count, nor do crops for which drop path leaves a block's branch out.
     """
-    of_student = 3 * _forward(network, student) + 2 * _embedding(network, student)
-    return of_student + _forward(network, teacher) + _embedding(network, teacher)
+    shares = [share_computed(cast(Block, block).drop_path_rate) for block in network.layers()]
+    of_student = 3 * _forward(network, student, shares) + 2 * _embedding(network, student)
+    return of_student + _forward(network, teacher, [1.0] * len(shares)) + _embedding(network, teacher)
 
 
 def _embedding(network: Network, crops: Crops) -> float:
@@ -63,14 +68,16 @@ def _embedding(network: Network, crops: Crops) -> float:
     return 2 * _weights(network.backbone.embed) * sum(tokens - prefix for tokens in crops.tokens)
 
 
-def _forward(network: Network, crops: Crops) -> float:
-    """Behind the embedding."""
-    blocks = network.backbone.blocks
-    per_token = 2 * _weights(blocks)
-    attention = sum(4 * tokens * tokens * network.backbone.width * len(blocks) for tokens in crops.tokens)
+def _forward(network: Network, crops: Crops, shares: Sequence[float]) -> float:
+    """Behind the embedding; `shares`: of the crops, those that each block computes."""
+    attention = sum(4 * tokens * tokens * network.backbone.width for tokens in crops.tokens)
+    blocks = sum(
+        share * (2 * _weights(block) * sum(crops.tokens) + attention)
+        for block, share in zip(network.backbone.blocks, shares, strict=True)
+    )
     patch_head = getattr(network, "ibot_head", network.dino_head)
     heads = len(crops.tokens) * _weights(network.dino_head) + crops.asked_patches * _weights(patch_head)
-    return per_token * sum(crops.tokens) + attention + 2 * heads
+    return blocks + 2 * heads
 
 
 def _weights(module: nn.Module) -> int:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pathfm.models.head import Projection
 from pathfm.ssl.losses import dino_loss, ibot_loss, koleo
-from pathfm.ssl.targets import Asked
+from pathfm.ssl.targets import Asked, biased_softmax
 from tests.ssl.small import Recorded
 
 TOLERANCE = {"atol": 2e-5, "rtol": 1e-4}
@@ -31,7 +31,7 @@ def saying(logits: Tensor) -> Projection:
 
 
 def asking(probs: Tensor) -> Asked:
-    return Asked(probs.log(), 1.0, torch.zeros(probs.shape[1]))
+    return Asked(probs.log(), torch.ones(1), torch.zeros(probs.shape[1]), biased_softmax)
 
 
 def drawn_projection(rows: int, width: int = 5, prototypes: int = 7, seed: int = 0) -> Projection:

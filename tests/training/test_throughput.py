@@ -18,10 +18,12 @@ def counted(network: Network, crops: list[torch.Tensor], patches: torch.Tensor, 
     return counter.get_total_flops()
 
 
+@pytest.mark.parametrize("drop_path_rate", [0.0, 0.1, 0.5], ids=lambda rate: f"drop path {rate}")
 @pytest.mark.parametrize("separate_head", [False, True])
-def test_the_arithmetic_of_a_step_is_what_torch_counts(separate_head: bool):
-    method = small_dinov2(separate_head=separate_head)
-    samples, asked = 3, 6
+def test_the_arithmetic_of_a_step_is_what_torch_counts(separate_head: bool, drop_path_rate: float):
+    """Crops for which drop path computes nothing do not count."""
+    method = small_dinov2(separate_head=separate_head, drop_path_rate=drop_path_rate)
+    samples, asked = 4, 6
     crops = [torch.randn(2 * samples, 3, 84, 84), torch.randn(4 * samples, 3, 42, 42)]
     patches = torch.arange(samples * asked)
     expected = counted(method.student, crops, patches, trained=True)
