@@ -211,6 +211,9 @@ class DINOv2(Method):
             redraw(number)
             output = self.student(*self._crops_and_masks(part.normalised()), heads=False)
             tokens.append(output.cls[: len(part.global_crops)].unflatten(0, (-1, part.num_samples)))
+        # A weight that was cast here would not be cast again where a block is seen with gradients, but would be where
+        # it is recomputed, and selective recomputation compares the two, operation by operation.
+        torch.clear_autocast_cache()
         return tokens
 
     def _koleo(self, cls: Float[Tensor, "G B D"], together: Sequence[Float[Tensor, "G B D"]]) -> Float[Tensor, ""]:
