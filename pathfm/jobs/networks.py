@@ -6,6 +6,7 @@ from pathfm.dist.collect import gather_rows, sum_over_ranks, sum_with_gradient
 from pathfm.dist.env import Ranks
 from pathfm.parallel.apply import mesh_of, parallelise
 from pathfm.parallel.config import shard_size
+from pathfm.parallel.float8 import use_float8
 from pathfm.random_streams import derived_seed
 from pathfm.recipe import Recipe
 from pathfm.ssl.build import build_method
@@ -33,6 +34,8 @@ def method_of(recipe: Recipe, koleo_group_size: int) -> DINOv2:
 def spread(method: DINOv2, recipe: Recipe, ranks: Ranks, device: torch.device) -> None:
     """To the device and over the ranks, recomputed and compiled as the recipe says. All ranks call this together."""
     method.to(device)
+    if recipe.train.precision == "fp8":
+        use_float8([*method.student.layers(), *method.teacher.layers()], device)
     mesh = mesh_of(ranks.world_size, shard_size(recipe.parallel, ranks.world_size, ranks.ranks_per_node), device)
     for network, trained in ((method.student, True), (method.teacher, False)):
         parallelise(network, network.layers(), recipe.parallel, mesh, compute_dtype(recipe.train), trained=trained)

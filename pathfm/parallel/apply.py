@@ -23,6 +23,7 @@ from pathfm.parallel.config import ParallelConfig
 _KEPT = (  # operations whose results selective recomputation keeps, because they take most of the time
     "mm",
     "addmm",
+    "_scaled_mm",
     "_scaled_dot_product_flash_attention",
     "_scaled_dot_product_flash_attention_for_cpu",
     "_scaled_dot_product_efficient_attention",

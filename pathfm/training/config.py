@@ -24,7 +24,8 @@ class TrainConfig(Section):
     cohort_cap: int | None = Field(None, ge=1)  # samples that a cohort gives to an epoch at most
     seed: int = Field(0, ge=0)
     centering: Literal["centering", "sinkhorn_knopp"] = "centering"
-    precision: Literal["fp32", "bf16", "fp16"] = "bf16"  # of the forward and backward pass; weights, losses stay fp32
+    # Of the forward and backward pass; weights and losses stay fp32. fp8: bf16, and linear layers of blocks in 8 bits.
+    precision: Literal["fp32", "bf16", "fp16", "fp8"] = "bf16"
     # below: speed and reporting only
     # Samples that pass a rank's network at once; a larger share of the batch passes in equal parts, whose gradients are
     # added up to the same step. None: batch_size_per_gpu, so that a run goes on with fewer GPUs of the same memory.

@@ -20,11 +20,11 @@ from pathfm.training.config import OptimConfig, TrainConfig
 from pathfm.training.loss_scale import LossScale
 from pathfm.training.state import TrainingState
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat16}
 
 
 def compute_dtype(train: TrainConfig) -> torch.dtype:
-    """Of matrix products and attention in the forward and backward pass."""
+    """Of matrix products and attention in the forward and backward pass; with fp8, of all but blocks' linear layers."""
     return _DTYPES[train.precision]
 
 
