@@ -41,6 +41,7 @@ from pathfm.jobs import networks
 from pathfm.jobs.arguments import CONFIGS
 from pathfm.jobs.training_data import TrainingData
 from pathfm.jobs.training_set import order_of
+from pathfm.lifecycle.host_memory import keep_freed_memory
 from pathfm.recipe import Recipe, find_config, read_recipe
 from pathfm.ssl.dinov2 import DINOv2
 from pathfm.training import step as training_step
@@ -98,6 +99,8 @@ class Bench:
 
     def __init__(self, recipe: Recipe, dataset: Dataset, device: torch.device) -> None:
         self.recipe, self.device = recipe, device
+        if device.type == "cpu":
+            keep_freed_memory()
         self.plan = _plan(recipe, dataset)
         self.method = networks.method_of(recipe, self.plan.koleo_group_size)
         networks.spread(self.method, recipe, ALONE, device)

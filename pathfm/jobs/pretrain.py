@@ -37,6 +37,7 @@ from pathfm.jobs.training_data import TrainingData, usage_of
 from pathfm.jobs.training_set import open_training_set, order_of
 from pathfm.jobs.tuning import tuner_of
 from pathfm.jobs.warm_start import freeze_blocks, start_from_weights
+from pathfm.lifecycle.host_memory import keep_freed_memory
 from pathfm.lifecycle.run import Run
 from pathfm.lifecycle.signals import noted, seconds_since_noted
 from pathfm.log import get_logger, start_logging
@@ -70,6 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _log.info("%s", note)
     device = device_of(ranks, train.device)
     demand_same_numbers(device, train.deterministic)
+    if device.type == "cpu":
+        keep_freed_memory()
     with ExitStack() as stack:
         team = stack.enter_context(joined(ranks, device, train.stall_after_s, train.lost_after_s))
         run = claim_run(stack, directory, begin_anew=arguments.no_resume)
