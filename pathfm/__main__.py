@@ -14,6 +14,7 @@ VERBS = {
     "data": "show what is in a data set: tables and a contact sheet",
     "config": "print the resolved recipe",
     "schedule": "print and draw all schedules of a recipe",
+    "memory": "what a run takes of each GPU's memory, and settings that fit",
     "train": "train on this machine (the ancestors' -m pathfm.train)",
     "extract": "features of regions, tiles and slides by a frozen backbone",
     "evaluate": "what backbones are worth on labelled tiles; with --follow: tune a run beside the job that trains it",

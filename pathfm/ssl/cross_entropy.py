@@ -6,6 +6,7 @@ and gradients. Here a chunk's gradient is computed right after its logits, and b
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -84,6 +85,17 @@ def errors_of_chunk(logits: Float[Tensor, "n K"], targets: Float[Tensor, "n K"],
 def rows_at_once(num_prototypes: int, device: torch.device) -> int:
     """How many rows a chunk of logits has."""
     return max(1, _NUMBERS_AT_ONCE.get(device.type, _NUMBERS_AT_ONCE_ELSEWHERE) // num_prototypes)
+
+
+@contextmanager
+def chunks_as_on(device_type: str) -> Iterator[None]:
+    """The CPU's chunks are as large as those of another device: where it stands for that, and memory is counted."""
+    own = _NUMBERS_AT_ONCE["cpu"]
+    _NUMBERS_AT_ONCE["cpu"] = _NUMBERS_AT_ONCE.get(device_type, _NUMBERS_AT_ONCE_ELSEWHERE)
+    try:
+        yield
+    finally:
+        _NUMBERS_AT_ONCE["cpu"] = own
 
 
 def slices_of(num_rows: int, at_once: int) -> Iterator[slice]:

@@ -2,7 +2,7 @@
 
 N rows (crops or masked patches of this rank)   n some of them   K prototypes
 `total` sums a tensor over all ranks; with it every rank computes with the numbers of the whole global batch.
-Only logits lie there whole, in the precision that they came in; distributions are made of a few rows at a time, in fp32.
+Only logits lie there whole, in the precision that they came in; distributions are made of a few rows at once, in fp32.
 """
 
 from collections.abc import Callable, Sequence
@@ -63,7 +63,7 @@ class Asked:
 
 @torch.no_grad()
 def sinkhorn_knopp(
-    parts: Sequence[Float[Tensor, "N K"]],
+    parts: Sequence[Float[Tensor, "_ K"]],
     temp: float,
     iterations: int = SINKHORN_ITERATIONS,
     total: Total = alone,
@@ -113,7 +113,7 @@ class Centring(nn.Module):
         self.register_buffer("seen_rows", torch.zeros(1), persistent=False)
 
     @torch.no_grad()
-    def targets(self, parts: Sequence[Float[Tensor, "N K"]], temp: float) -> list[Asked]:
+    def targets(self, parts: Sequence[Float[Tensor, "_ K"]], temp: float) -> list[Asked]:
         """softmax((logits - center) / temp) (DINO, arXiv 2104.14294, section 3.1).
 
         In training the logits count for the next centre.
@@ -153,7 +153,7 @@ class SinkhornKnopp(nn.Module):
         self.softmax_of: SoftmaxOf = biased_softmax
 
     @torch.no_grad()
-    def targets(self, parts: Sequence[Float[Tensor, "N K"]], temp: float) -> list[Asked]:
+    def targets(self, parts: Sequence[Float[Tensor, "_ K"]], temp: float) -> list[Asked]:
         """Distributions over prototypes. All ranks call this together."""
         return sinkhorn_knopp(parts, temp, total=self.total, softmax_of=self.softmax_of)
 

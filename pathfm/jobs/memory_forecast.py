@@ -1,0 +1,192 @@
+"""What settings of a run take of each GPU's memory, by rehearsal, and which of them fit."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+
+from pathfm.augment.masks import MaskPlan
+from pathfm.batch import Batch
+from pathfm.data.order import BatchPlan
+from pathfm.errors import UserError
+from pathfm.jobs.networks import method_of
+from pathfm.jobs.warm_start import freeze_blocks
+from pathfm.recipe import Recipe
+from pathfm.ssl.dinov2 import DINOv2
+from pathfm.training.memory import Peak, Recompute, Rehearsal, fullest_parts
+from pathfm.training.plan import TrainingPlan, plan_training
+
+GIB = 2**30
+HEADROOM = (
+    0.08  # of the forecast: for gaps between allocations, libraries' workspaces, and a batch that is fuller still
+)
+
+# What torch's allocator does not count is assumed, for it differs between drivers and libraries: a process's CUDA
+# context with its kernels takes 0.3 to 0.6 GiB, the buffers of NCCL's few groups some tenths more.
+CONTEXT_BYTES = GIB // 2
+NCCL_BYTES = GIB // 2
+
+_STRATEGIES = ("ddp", "hybrid", "fsdp")  # the fastest first
+_RECOMPUTE: tuple[Recompute, ...] = ("none", "selective", "blocks")  # likewise
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a run is spread over a GPU's time and memory; nothing of it changes what is trained."""
+
+    strategy: str
+    recompute: Recompute
+    micro_batch: int
+
+    def words(self) -> str:
+        """As a command takes them."""
+        return (
+            f"train.micro_batch_size={self.micro_batch} parallel.recompute={self.recompute} "
+            f"parallel.strategy={self.strategy}"
+        )
+
+    @property
+    def slowness(self) -> tuple[int, int]:
+        """Computing twice costs more time than sharding does."""
+        return _RECOMPUTE.index(self.recompute), _STRATEGIES.index(self.strategy)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A setting, and the peak that a step has with it."""
+
+    setting: Setting
+    peak: Peak
+
+
+@dataclass(frozen=True)
+class Room:
+    """What one GPU of a run has."""
+
+    gigabytes: float  # as the GPU is called
+    gpus: int = 1
+
+    @property
+    def usable_bytes(self) -> int:
+        """Makers mean GiB, of which the driver keeps some: torch finds 7.8 on an RTX 3070 (8 GB), 23.5 on an A30."""
+        return int(GIB * (self.gigabytes - max(0.5, 0.012 * self.gigabytes)))
+
+    @property
+    def uncounted_bytes(self) -> int:
+        """Of what torch does not count."""
+        return CONTEXT_BYTES + (NCCL_BYTES if self.gpus > 1 else 0)
+
+    def fits(self, peak: Peak) -> bool:
+        """With headroom."""
+        return peak.total_bytes * (1 + HEADROOM) + self.uncounted_bytes <= self.usable_bytes
+
+
+class Forecast:
+    """Peaks of a recipe's steps on so many GPUs, with one setting or another. A context: it holds what it built."""
+
+    def __init__(self, recipe: Recipe, gpus: int = 1, gpus_per_node: int = 8, device_type: str = "cuda") -> None:
+        """Raises `UserError` when the GPUs cannot share the batch."""
+        if gpus < 1 or gpus_per_node < 1:
+            raise UserError(f"--gpus {gpus} and --gpus-per-node {gpus_per_node} must be 1 or more")
+        # What is fastest cannot be measured here; all backends that come into question keep as much as this one.
+        student = recipe.student.model_copy(update={"attention": "sdpa"})
+        self.recipe = recipe.model_copy(update={"student": student})
+        self.gpus = gpus
+        self.gpus_per_node = min(gpus, gpus_per_node)
+        self.device_type = device_type
+        self.known: dict[Setting, Peak] = {}
+        self.plan = self._plan()
+        self.rank_batch = self.plan.global_batch_size // gpus
+        self._built: tuple[str, Rehearsal] | None = None
+        self._stack = ExitStack()
+
+    def __enter__(self) -> "Forecast":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    @property
+    def setting(self) -> Setting:
+        """The recipe's own."""
+        parallel = self.recipe.parallel
+        return Setting(parallel.strategy, parallel.recompute, self.rank_batch // self.plan.parts)
+
+    def peak(self, setting: Setting) -> Peak:
+        """Of rank 0 in a step whose batch has many masked patches."""
+        if setting not in self.known:
+            values = self.plan.schedules.at(self.plan.total_steps // 2)
+            self.known[setting] = self._rehearsal(setting.strategy).step(self.parts(setting), values, setting.recompute)
+        return self.known[setting]
+
+    def parts(self, setting: Setting) -> list[Batch]:
+        """Of rank 0's share of a batch: shapes without contents (see `fullest_parts`)."""
+        recipe, student = self.recipe, self.recipe.student
+        share = BatchPlan(self.plan.global_batch_size, 0, self.gpus, self.rank_batch // setting.micro_batch)
+        grid = recipe.crops.global_crops_size // student.patch_size
+        masks = MaskPlan(grid, grid, recipe.ibot.mask_sample_probability, *recipe.ibot.mask_ratio_min_max)
+        return fullest_parts(recipe.crops, masks, share, recipe.train.seed, student.feature_width)
+
+    def proposals(self, room: Room) -> list[Found]:
+        """Settings that fit, the fastest first, each with its largest micro batch; slower ones if theirs is larger."""
+        found: list[Found] = []
+        for strategy in self._strategies():
+            for recompute in _RECOMPUTE:
+                slowness = Setting(strategy, recompute, 1).slowness
+                of_faster = [one.setting.micro_batch for one in found if one.setting.slowness <= slowness]
+                found += self._largest(strategy, recompute, room, above=max(of_faster, default=0))
+        found.sort(key=lambda one: one.setting.slowness)
+        largest = [one.setting.micro_batch for one in found]
+        return [one for number, one in enumerate(found) if largest[number] > max(largest[:number], default=0)]
+
+    def _strategies(self) -> Sequence[str]:
+        if self.gpus == 1:
+            return ("ddp",)
+        return _STRATEGIES if self.gpus > self.gpus_per_node else ("ddp", "fsdp")
+
+    def _largest(self, strategy: str, recompute: Recompute, room: Room, above: int) -> list[Found]:
+        """The setting with the largest micro batch that fits, if it is larger; by bisection, so few are rehearsed."""
+        settings = [Setting(strategy, recompute, size) for size in self._micro_batches() if size > above]
+        fitting, too_large = 0, len(settings)
+        while fitting < too_large:
+            middle = (fitting + too_large) // 2
+            if room.fits(self.peak(settings[middle])):
+                fitting = middle + 1
+            else:
+                too_large = middle
+        return [Found(settings[fitting - 1], self.peak(settings[fitting - 1]))] if fitting else []
+
+    def _micro_batches(self) -> list[int]:
+        if self.recipe.dino.use_bn_in_head:
+            return [self.rank_batch]  # its statistics are those of all samples at once
+        return [size for size in range(1, self.rank_batch + 1) if self.rank_batch % size == 0]
+
+    def _plan(self) -> TrainingPlan:
+        recipe = self.recipe
+        # The length of an epoch only sets the schedules, which take no memory.
+        train = recipe.train.model_copy(update={"epoch_length": recipe.train.epoch_length or 1000})
+        return plan_training(train, recipe.optim, recipe.teacher, recipe.dino, self.gpus, None)
+
+    def _rehearsal(self, strategy: str) -> Rehearsal:
+        """The networks as this strategy spreads them; those of the one before are let go."""
+        if self._built is None or self._built[0] != strategy:
+            self._stack.close()
+            recipe = self.recipe
+            parallel = recipe.parallel.model_copy(update={"strategy": strategy})
+            rehearsal = Rehearsal(
+                partial(_method, recipe, self.plan.koleo_group_size),
+                parallel,
+                recipe.train,
+                recipe.optim,
+                self.gpus,
+                self.gpus_per_node,
+                self.device_type,
+            )
+            self._built = strategy, self._stack.enter_context(rehearsal)
+        return self._built[1]
+
+
+def _method(recipe: Recipe, koleo_group_size: int) -> DINOv2:
+    method = method_of(recipe, koleo_group_size)
+    freeze_blocks(method.student.backbone, recipe.student.freeze_blocks)
+    return method
