@@ -12,6 +12,7 @@ in which the host waits for the device at every border.
 
 import os
 import platform
+import resource
 import statistics
 import time
 from argparse import ArgumentParser
@@ -90,8 +91,8 @@ class Round:
     seconds: float
     flops: float  # of a step
     peak: float | None  # FLOP/s
+    memory_gib: float
     plain_seconds: float | None = None
-    memory_gib: float | None = None
 
 
 class Bench:
@@ -130,11 +131,11 @@ class Bench:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         seconds, batches = self._timed(lambda: self.steps(number))
+        memory = self._most_memory_gib()
         plain_seconds = self._timed(lambda: plain.steps(batches))[0] / number if plain else None
         peaks = [rate for rate in (peak, self._peak()) if rate]
         flops = statistics.fmean(self.flops_of(parts) for parts in batches)
-        memory = torch.cuda.max_memory_allocated(self.device) / 2**30 if self.device.type == "cuda" else None
-        return Round(seconds / number, flops, statistics.fmean(peaks) if peaks else None, plain_seconds, memory)
+        return Round(seconds / number, flops, statistics.fmean(peaks) if peaks else None, memory, plain_seconds)
 
     def flops_of(self, parts: Sequence[Batch]) -> float:
         return sum(_flops_of(self.recipe, self.method, part) for part in parts)
@@ -156,6 +157,11 @@ class Bench:
         result = run()
         _wait_for(self.device)
         return time.perf_counter() - start, result
+
+    def _most_memory_gib(self) -> float:
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / 2**30
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
     def _peak(self) -> float | None:
         if self.device.type == "cuda":
@@ -261,18 +267,18 @@ def table(bench: Bench, rounds: Sequence[Round], threads: int) -> str:
         lines.append(f"| share of {of} | {spread(rates, '.1%')} |")
     if bench.device.type != "cuda":
         lines.append(f"| matrix products, GFLOP/s | {spread([(r.peak or 0) / 1e9 for r in rounds], ',.0f')} |")
-    memory = [r.memory_gib for r in rounds if r.memory_gib]
-    if memory:
-        lines.append(f"| most memory, GiB | {spread(memory, '.2f')} |")
+    memory = [r.memory_gib for r in rounds]
+    what = "most memory" if bench.device.type == "cuda" else "most memory of the process, all contestants"
+    lines.append(f"| {what}, GiB | {spread(memory, '.2f')} |")
     plain = [r.plain_seconds for r in rounds if r.plain_seconds]
     if plain:
         shares = [r.flops / r.plain_seconds / r.peak for r in rounds if r.plain_seconds and r.peak]
         lines += [
             f"| the plain step in fp32, s | {spread(plain, '.3f')} |",
-            f"| its share of that rate | {spread(shares, '.1%')} |" if shares else "",
+            f"| its share of the same | {spread(shares, '.1%')} |",
             f"| plain / ours | {spread([p / o for p, o in zip(plain, ours, strict=True)], '.2f')} |",
         ]
-    return "\n".join(line for line in lines if line or line == "")
+    return "\n".join(lines)
 
 
 def where_the_time_goes(phases: dict[str, list[float]]) -> str:

@@ -16,4 +16,4 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):
         return False
     settings = {_MMAP_THRESHOLD: 2**25, _TRIM_THRESHOLD: 2**31 - 1, _TOP_PAD: 2**28}
-    return all([mallopt(option, value) for option, value in settings.items()])
+    return {mallopt(option, value) for option, value in settings.items()} == {1}

@@ -55,7 +55,7 @@ def add_branch(tokens: Float[Tensor, "T D"], layout: Layout, branch: Branch, dra
     if drawn is None:
         return tokens + branch(tokens, layout)
     if isinstance(drawn, Tensor):
-        return tokens + branch(tokens, layout) * drawn
+        return torch.addcmul(tokens, branch(tokens, layout), drawn)
     residual = branch(tokens.index_select(0, drawn.rows), drawn.layout) * drawn.scale
     return tokens.index_add(0, drawn.rows, residual.to(tokens.dtype))
 

@@ -50,6 +50,8 @@ class Training:
         mesh = mesh_of(world_size, shard_size(case.parallel, world_size, world_size), CPU)
         for network, trained in ((method.student, True), (method.teacher, False)):
             parallelise(network, network.layers(), case.parallel, mesh, torch.float32, trained=trained)
+        if case.parallel.compile:
+            method.compile_losses()
         self.state = TrainingState(method, build_optimizer(method, OptimConfig()), build_loss_scale(self.train, CPU))
 
     def step(self) -> None:
