@@ -24,7 +24,12 @@ clean_up() {
   awk -v below="$images/" 'index($2, below) == 1 { print $2 }' /proc/self/mounts | sort -r | xargs -r umount
   rm -rf --one-file-system "$images"
 }
-[ -n "${PATHFM_IMAGES-}" ] || trap clean_up EXIT
+at_the_end() {
+  # a disk that is full is not what buildah calls it: "read/write on closed pipe"
+  [ "$1" = 0 ] || { echo "the image failed; this is the room that there was:" && df -h "$images" /var/tmp; } >&2
+  [ -n "${PATHFM_IMAGES-}" ] || clean_up
+}
+trap 'at_the_end $?' EXIT
 mkdir -p "$images"
 
 overlay_works() {

@@ -21,15 +21,17 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 from pathfm.parallel.config import ParallelConfig
 
 _KEPT = (  # operations whose results selective recomputation keeps, because they take most of the time
-    "mm",
-    "addmm",
-    "_scaled_mm",
-    "_scaled_dot_product_flash_attention",
-    "_scaled_dot_product_flash_attention_for_cpu",
-    "_scaled_dot_product_efficient_attention",
-    "_scaled_dot_product_cudnn_attention",
-    "_efficient_attention_forward",
-    "_flash_attention_forward",
+    "aten.mm",
+    "aten.addmm",
+    "aten._scaled_mm",
+    "aten._scaled_dot_product_flash_attention",
+    "aten._scaled_dot_product_flash_attention_for_cpu",
+    "aten._scaled_dot_product_efficient_attention",
+    "aten._scaled_dot_product_cudnn_attention",
+    "aten._efficient_attention_forward",
+    "aten._flash_attention_forward",
+    "torch_attn._varlen_attn",
+    "xformers_flash.flash_fwd",
 )
 
 
@@ -116,9 +118,14 @@ def finish_gradients(network: nn.Module, *, is_last_part: bool) -> None:
 def _recompute(block: nn.Module, *, selective: bool) -> None:
     settings: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
     if selective:
-        kept = [getattr(torch.ops.aten, name).default for name in _KEPT if hasattr(torch.ops.aten, name)]
-        settings["context_fn"] = partial(create_selective_checkpoint_contexts, kept)
+        settings["context_fn"] = partial(create_selective_checkpoint_contexts, _operations(_KEPT))
     _replace_compute(block, lambda compute: partial(checkpoint, compute, **settings))
+
+
+def _operations(names: Sequence[str]) -> list[Any]:
+    """Those of them that this torch, and what was imported with it, has."""
+    places = [(getattr(torch.ops, library), name) for library, _, name in (name.partition(".") for name in names)]
+    return [getattr(library, name).default for library, name in places if hasattr(library, name)]
 
 
 class _Compiled:
