@@ -97,11 +97,12 @@ def token_slices(layout: Layout) -> Iterator[tuple[slice, int, int]]:
 
 
 def _attend_group_by_group(query: Tensor, key: Tensor, value: Tensor, layout: Layout) -> Tensor:
-    attended = [
-        _attend_dense(query[rows], key[rows], value[rows], crops, tokens)
-        for rows, crops, tokens in token_slices(layout)
-    ]
-    return torch.cat(attended) if len(attended) > 1 else attended[0]
+    if len(layout) == 1:
+        return _attend_dense(query, key, value, *layout[0])
+    # Split, not indexed: then gradients are put side by side, and not added up in tensors of zeros.
+    lengths = [crops * tokens for crops, tokens in layout]
+    groups = zip(*(packed.split(lengths) for packed in (query, key, value)), layout, strict=True)
+    return torch.cat([_attend_dense(*of_group, *group) for *of_group, group in groups])
 
 
 def _attend_dense(query: Tensor, key: Tensor, value: Tensor, crops: int, tokens: int) -> Tensor:

@@ -4,11 +4,12 @@ N tokens (class tokens, or masked patches: any rows)   D width   E bottleneck wi
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 _BATCH_NORM_EPS = 1e-5  # torch's
@@ -23,9 +24,27 @@ class WeightNormLinear(nn.Module):
         self.weight_v = nn.Parameter(torch.empty(out_width, in_width))
 
     def forward(self) -> Float[Tensor, "K E"]:
-        """The layer's matrix."""
-        lengths = torch.linalg.vector_norm(self.weight_v, dim=1, keepdim=True, dtype=torch.float32)
-        return self.weight_v * (self.weight_g / lengths)
+        """The layer's matrix, in fp32."""
+        return _RowsOfLength.apply(self.weight_v, self.weight_g)
+
+
+class _RowsOfLength(torch.autograd.Function):
+    """g * v / |v|, row by row. With a gradient of its own, because the matrix is large: autograd's goes over it twice
+    as often."""
+
+    @staticmethod
+    def forward(ctx: Any, directions: Tensor, lengths: Tensor) -> Tensor:
+        of_directions = torch.linalg.vector_norm(directions, dim=1, keepdim=True, dtype=torch.float32)
+        ctx.save_for_backward(directions, lengths, of_directions)
+        return directions * (lengths / of_directions)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        directions, lengths, of_directions = ctx.saved_tensors
+        along = (gradient * directions).sum(1, keepdim=True)
+        across = torch.addcmul(gradient, directions, along / of_directions.square(), value=-1)
+        return across.mul_(lengths / of_directions), along / of_directions
 
 
 Total = Callable[[Tensor], Tensor]

@@ -81,8 +81,10 @@ def ibot_loss(
     """
     device = student.bottleneck.device
     at_once = rows_at_once(asked.num_prototypes, device)
-    patches = (torch.arange(part.start, part.stop, device=device) for part in slices_of(len(asked), at_once))
-    chunks = (Chunk(rows, partial(asked.rows, rows)) for rows in patches)
+    chunks = (
+        Chunk(torch.arange(part.start, part.stop, device=device), partial(asked.rows, part))
+        for part in slices_of(len(asked), at_once)
+    )
     return cross_entropy(student, mask_weights / num_crops, chunks, errors_of, student_temp).total
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pathfm.models.head import DINOHead
+from pathfm.models.head import DINOHead, WeightNormLinear
 
 
 @pytest.fixture
@@ -38,6 +38,20 @@ def test_a_selection_of_tokens_gets_the_logits_it_has_among_all(head: DINOHead) 
 def test_no_tokens_still_give_every_parameter_a_gradient(head: DINOHead) -> None:
     head(torch.zeros(0, 24)).logits().sum().backward()
     assert all(parameter.grad is not None and not parameter.grad.any() for parameter in head.parameters())
+
+
+@pytest.mark.parametrize("learn_norm", [True, False])
+def test_prototypes_have_the_gradients_of_their_formula(learn_norm: bool) -> None:
+    layer = WeightNormLinear(4, 6, learn_norm=learn_norm)
+    with torch.no_grad():
+        layer.weight_v.normal_()
+        layer.weight_g.uniform_(0.5, 2)
+    trained = [parameter for parameter in layer.parameters() if parameter.requires_grad]
+    upstream = torch.randn(6, 4)
+    found = torch.autograd.grad(layer(), trained, upstream)
+    written_out = layer.weight_g * layer.weight_v / layer.weight_v.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(layer(), written_out)
+    torch.testing.assert_close(found, torch.autograd.grad(written_out, trained, upstream))
 
 
 def test_the_prototypes_length_can_be_fixed() -> None:
