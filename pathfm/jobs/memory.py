@@ -4,10 +4,13 @@ import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
 
+from pathfm.errors import UserError
 from pathfm.jobs.arguments import CONFIGS, parse_with_overrides
-from pathfm.jobs.memory_forecast import GIB, HEADROOM, Forecast, Found, Room
+from pathfm.jobs.memory_forecast import GIB, HEADROOM, Forecast, usable_bytes
 from pathfm.recipe import find_config, read_recipe
 from pathfm.tables import text_table
+
+_SMALLEST_SHOWN = GIB // 200
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,45 +24,49 @@ def main(argv: Sequence[str] | None = None) -> int:
     read = read_recipe(path, arguments.overrides)
     for note in read.notes:
         print(f"note: {note}", file=sys.stderr)
-    room = Room(arguments.memory, arguments.gpus)
+    if arguments.memory <= 1:
+        raise UserError(f"--memory {arguments.memory:g} is no size of a GPU; give it in GB, as in --memory 80")
     with Forecast(read.recipe, arguments.gpus, arguments.gpus_per_node) as forecast:
-        given = Found(forecast.setting, forecast.peak(forecast.setting))
-        print(_in_words(path.stem, forecast, given, room), flush=True)
-        print(_proposed(forecast.proposals(room), forecast))
+        print(_in_words(path.stem, forecast, arguments.memory), flush=True)
+        print(_proposed(forecast, arguments.memory))
     return 0
 
 
-def _in_words(name: str, forecast: Forecast, given: Found, room: Room) -> str:
-    peak, setting, batch = given.peak, given.setting, forecast.plan.global_batch_size
-    lines = [(kind, num_bytes) for kind, num_bytes in peak.bytes_of.items() if num_bytes >= GIB / 200]
-    small = peak.total_bytes - sum(num_bytes for _, num_bytes in lines)
+def _in_words(name: str, forecast: Forecast, gigabytes: float) -> str:
+    found = forecast.found(forecast.setting)
+    shown = [(what, num_bytes) for what, num_bytes in found.peak.bytes_of.items() if num_bytes >= _SMALLEST_SHOWN]
     rows = [
-        *lines,
-        ("all else", small),
-        ("at the peak of a step: forecast of torch.cuda.max_memory_allocated", peak.total_bytes),
-        (f"headroom of {HEADROOM:.0%}: gaps between allocations, workspaces", int(HEADROOM * peak.total_bytes)),
-        (f"not counted by torch, assumed: CUDA context{' and NCCL' * (room.gpus > 1)}", room.uncounted_bytes),
-        (f"usable of a GPU of {room.gigabytes:g} GB", room.usable_bytes),
+        *shown,
+        ("all else", found.peak.total_bytes - sum(num_bytes for _, num_bytes in shown)),
+        ("the peak of a step: forecast of torch.cuda.max_memory_allocated", found.peak.total_bytes),
+        (f"headroom, {HEADROOM:.0%}: gaps between allocations, workspaces", found.headroom_bytes),
+        ("making the next step's crops on the GPU, of tiles of 256 px", found.cropping_bytes),
+        (f"assumed: CUDA context{' and NCCL' * (forecast.gpus > 1)}", found.context_bytes),
+        ("needed", found.needed_bytes),
+        (f"usable of {gigabytes:g} GB", usable_bytes(gigabytes)),
     ]
-    where = f"{forecast.gpus} GPUs" if forecast.gpus > 1 else "1 GPU"
-    parts = f" in parts of {setting.micro_batch}" if setting.micro_batch < forecast.rank_batch else ""
+    where = f"{forecast.gpus} GPUs, {forecast.rank_batch:,} on each" if forecast.gpus > 1 else "1 GPU"
     return "\n".join(
         [
-            f"{name} on {where}: a batch of {batch:,}, {forecast.rank_batch:,} on each{parts}; {setting.words()}",
+            f"{name}: a batch of {forecast.plan.global_batch_size:,} on {where}; {found.setting.words()}",
             text_table(("GiB", "of each GPU"), [(f"{num_bytes / GIB:6.2f}", what) for what, num_bytes in rows]),
-            "It fits." if room.fits(peak) else "It does not fit.",
+            "It fits." if found.fits(gigabytes) else "It does not fit.",
         ]
     )
 
 
-def _proposed(proposals: Sequence[Found], forecast: Forecast) -> str:
+def _proposed(forecast: Forecast, gigabytes: float) -> str:
+    proposals = forecast.proposals(gigabytes)
     if not proposals:
-        setting, peak = min(forecast.known.items(), key=lambda known: known[1].total_bytes)
+        smallest = min(forecast.known.values(), key=lambda found: found.needed_bytes)
         return (
-            f"Nothing fits; the smallest that was tried takes {peak.total_bytes / GIB:.1f} GiB ({setting.words()}). "
-            "Take more GPUs, or a smaller network or head."
+            f"Nothing fits; the smallest that was tried needs {smallest.needed_bytes / GIB:.1f} GiB "
+            f"({smallest.setting.words()}). Take more GPUs, or a smaller network, head or crops."
         )
-    rows = [(f"{one.peak.total_bytes / GIB:6.2f}", one.setting.words()) for one in proposals]
+    rows = [(f"{one.needed_bytes / GIB:6.2f}", one.setting.words()) for one in proposals]
     return "\n".join(
-        ["These fit, the fastest first; none changes what is trained:", text_table(("GiB", "settings"), rows)]
+        [
+            "These fit, the fastest first; none changes what is trained:",
+            text_table(("GiB", "to be added to the command"), rows),
+        ]
     )

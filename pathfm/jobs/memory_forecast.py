@@ -2,18 +2,21 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Literal
 
+from pathfm.augment.config import resolve
 from pathfm.augment.masks import MaskPlan
 from pathfm.batch import Batch
 from pathfm.data.order import BatchPlan
 from pathfm.errors import UserError
 from pathfm.jobs.networks import method_of
 from pathfm.jobs.warm_start import freeze_blocks
+from pathfm.parallel.config import ParallelConfig, shard_size
 from pathfm.recipe import Recipe
 from pathfm.ssl.dinov2 import DINOv2
-from pathfm.training.memory import Peak, Recompute, Rehearsal, fullest_parts
+from pathfm.training.memory import Peak, Recompute, Rehearsal, cropping_bytes, fullest_parts
 from pathfm.training.plan import TrainingPlan, plan_training
 
 GIB = 2**30
@@ -26,7 +29,9 @@ HEADROOM = (
 CONTEXT_BYTES = GIB // 2
 NCCL_BYTES = GIB // 2
 
-_STRATEGIES = ("ddp", "hybrid", "fsdp")  # the fastest first
+Strategy = Literal["ddp", "hybrid", "fsdp"]
+
+_STRATEGIES: tuple[Strategy, ...] = ("ddp", "hybrid", "fsdp")  # the fastest first
 _RECOMPUTE: tuple[Recompute, ...] = ("none", "selective", "blocks")  # likewise
 
 
@@ -34,7 +39,7 @@ _RECOMPUTE: tuple[Recompute, ...] = ("none", "selective", "blocks")  # likewise
 class Setting:
     """How a run is spread over a GPU's time and memory; nothing of it changes what is trained."""
 
-    strategy: str
+    strategy: Strategy
     recompute: Recompute
     micro_batch: int
 
@@ -53,32 +58,29 @@ class Setting:
 
 @dataclass(frozen=True)
 class Found:
-    """A setting, and the peak that a step has with it."""
+    """A setting, and what a GPU has to hold with it."""
 
     setting: Setting
-    peak: Peak
-
-
-@dataclass(frozen=True)
-class Room:
-    """What one GPU of a run has."""
-
-    gigabytes: float  # as the GPU is called
-    gpus: int = 1
+    peak: Peak  # of a step: what torch.cuda.max_memory_allocated will say
+    cropping_bytes: int  # kept by the stream that makes the next step's crops
+    context_bytes: int
 
     @property
-    def usable_bytes(self) -> int:
-        """Makers mean GiB, of which the driver keeps some: torch finds 7.8 on an RTX 3070 (8 GB), 23.5 on an A30."""
-        return int(GIB * (self.gigabytes - max(0.5, 0.012 * self.gigabytes)))
+    def headroom_bytes(self) -> int:
+        return int(HEADROOM * self.peak.total_bytes)
 
     @property
-    def uncounted_bytes(self) -> int:
-        """Of what torch does not count."""
-        return CONTEXT_BYTES + (NCCL_BYTES if self.gpus > 1 else 0)
+    def needed_bytes(self) -> int:
+        return self.peak.total_bytes + self.headroom_bytes + self.cropping_bytes + self.context_bytes
 
-    def fits(self, peak: Peak) -> bool:
-        """With headroom."""
-        return peak.total_bytes * (1 + HEADROOM) + self.uncounted_bytes <= self.usable_bytes
+    def fits(self, gigabytes: float) -> bool:
+        """On a GPU that is called so large."""
+        return self.needed_bytes <= usable_bytes(gigabytes)
+
+
+def usable_bytes(gigabytes: float) -> int:
+    """Makers mean GiB, of which the driver keeps some: torch finds 7.8 on an RTX 3070 (8 GB), 23.5 on an A30."""
+    return int(GIB * (gigabytes - max(0.5, 0.012 * gigabytes)))
 
 
 class Forecast:
@@ -94,10 +96,10 @@ class Forecast:
         self.gpus = gpus
         self.gpus_per_node = min(gpus, gpus_per_node)
         self.device_type = device_type
-        self.known: dict[Setting, Peak] = {}
+        self.known: dict[Setting, Found] = {}
         self.plan = self._plan()
         self.rank_batch = self.plan.global_batch_size // gpus
-        self._built: tuple[str, Rehearsal] | None = None
+        self._built: tuple[Strategy, Rehearsal] | None = None
         self._stack = ExitStack()
 
     def __enter__(self) -> "Forecast":
@@ -112,11 +114,13 @@ class Forecast:
         parallel = self.recipe.parallel
         return Setting(parallel.strategy, parallel.recompute, self.rank_batch // self.plan.parts)
 
-    def peak(self, setting: Setting) -> Peak:
-        """Of rank 0 in a step whose batch has many masked patches."""
+    def found(self, setting: Setting) -> Found:
+        """Of rank 0, in a step whose batch has many masked patches."""
         if setting not in self.known:
             values = self.plan.schedules.at(self.plan.total_steps // 2)
-            self.known[setting] = self._rehearsal(setting.strategy).step(self.parts(setting), values, setting.recompute)
+            peak = self._rehearsal(setting.strategy).step(self.parts(setting), values, setting.recompute)
+            context = CONTEXT_BYTES + (NCCL_BYTES if self.gpus > 1 else 0)
+            self.known[setting] = Found(setting, peak, self._cropping_bytes(setting.micro_batch), context)
         return self.known[setting]
 
     def parts(self, setting: Setting) -> list[Batch]:
@@ -127,34 +131,62 @@ class Forecast:
         masks = MaskPlan(grid, grid, recipe.ibot.mask_sample_probability, *recipe.ibot.mask_ratio_min_max)
         return fullest_parts(recipe.crops, masks, share, recipe.train.seed, student.feature_width)
 
-    def proposals(self, room: Room) -> list[Found]:
-        """Settings that fit, the fastest first, each with its largest micro batch; slower ones if theirs is larger."""
+    def proposals(self, gigabytes: float) -> list[Found]:
+        """What fits on GPUs of this size, the fastest first, each with its largest micro batch, larger than before."""
+        self.found(self.setting)  # from which others are guessed
         found: list[Found] = []
         for strategy in self._strategies():
             for recompute in _RECOMPUTE:
                 slowness = Setting(strategy, recompute, 1).slowness
                 of_faster = [one.setting.micro_batch for one in found if one.setting.slowness <= slowness]
-                found += self._largest(strategy, recompute, room, above=max(of_faster, default=0))
+                found += self._largest(strategy, recompute, gigabytes, above=max(of_faster, default=0))
         found.sort(key=lambda one: one.setting.slowness)
         largest = [one.setting.micro_batch for one in found]
         return [one for number, one in enumerate(found) if largest[number] > max(largest[:number], default=0)]
 
-    def _strategies(self) -> Sequence[str]:
+    def _strategies(self) -> Sequence[Strategy]:
         if self.gpus == 1:
             return ("ddp",)
         return _STRATEGIES if self.gpus > self.gpus_per_node else ("ddp", "fsdp")
 
-    def _largest(self, strategy: str, recompute: Recompute, room: Room, above: int) -> list[Found]:
-        """The setting with the largest micro batch that fits, if it is larger; by bisection, so few are rehearsed."""
+    def _largest(self, strategy: Strategy, recompute: Recompute, gigabytes: float, above: int) -> list[Found]:
+        """The setting with the largest micro batch that fits, if it is larger than `above`.
+
+        By bisection, but not in the middle: where it will probably come to the limit, so that few are rehearsed.
+        """
         settings = [Setting(strategy, recompute, size) for size in self._micro_batches() if size > above]
         fitting, too_large = 0, len(settings)
         while fitting < too_large:
-            middle = (fitting + too_large) // 2
-            if room.fits(self.peak(settings[middle])):
-                fitting = middle + 1
+            likely = sum(self._guessed(setting).fits(gigabytes) for setting in settings)
+            tried = min(max(likely - 1, fitting), too_large - 1)
+            if self._may_fit(settings[tried], gigabytes) and self.found(settings[tried]).fits(gigabytes):
+                fitting = tried + 1
             else:
-                too_large = middle
-        return [Found(settings[fitting - 1], self.peak(settings[fitting - 1]))] if fitting else []
+                too_large = tried
+        return [self.found(settings[fitting - 1])] if fitting else []
+
+    def _guessed(self, setting: Setting) -> Found:
+        """From what is known of the setting that is most like it: but for the state, all grows with the micro batch."""
+        other = min(self.known.values(), key=lambda known: _difference(known.setting, setting))
+        grown = setting.micro_batch / other.setting.micro_batch
+        rest = other.peak.total_bytes - other.peak.state_bytes
+        peak = Peak({"state": other.peak.state_bytes, "all else": int(rest * grown)})
+        return Found(setting, peak, int(other.cropping_bytes * grown), other.context_bytes)
+
+    def _may_fit(self, setting: Setting, gigabytes: float) -> bool:
+        """False when it is known that it would not even if sharing the state cost nothing."""
+        unshared = self.known.get(replace(setting, strategy="ddp"))
+        if unshared is None:
+            return True
+        shards = shard_size(self._parallel(setting.strategy), self.gpus, self.gpus_per_node)
+        saved = int(unshared.peak.state_bytes * (1 - 1 / shards))
+        return replace(unshared, peak=Peak({"all": unshared.peak.total_bytes - saved})).fits(gigabytes)
+
+    def _cropping_bytes(self, num_samples: int) -> int:
+        recipe = self.recipe
+        if recipe.augment.device == "cpu" or recipe.student.feature_width is not None:
+            return 0
+        return cropping_bytes(recipe.crops, resolve(recipe.augment), num_samples)
 
     def _micro_batches(self) -> list[int]:
         if self.recipe.dino.use_bn_in_head:
@@ -167,15 +199,14 @@ class Forecast:
         train = recipe.train.model_copy(update={"epoch_length": recipe.train.epoch_length or 1000})
         return plan_training(train, recipe.optim, recipe.teacher, recipe.dino, self.gpus, None)
 
-    def _rehearsal(self, strategy: str) -> Rehearsal:
+    def _rehearsal(self, strategy: Strategy) -> Rehearsal:
         """The networks as this strategy spreads them; those of the one before are let go."""
         if self._built is None or self._built[0] != strategy:
             self._stack.close()
             recipe = self.recipe
-            parallel = recipe.parallel.model_copy(update={"strategy": strategy})
             rehearsal = Rehearsal(
                 partial(_method, recipe, self.plan.koleo_group_size),
-                parallel,
+                self._parallel(strategy),
                 recipe.train,
                 recipe.optim,
                 self.gpus,
@@ -184,6 +215,15 @@ class Forecast:
             )
             self._built = strategy, self._stack.enter_context(rehearsal)
         return self._built[1]
+
+    def _parallel(self, strategy: Strategy) -> ParallelConfig:
+        return self.recipe.parallel.model_copy(update={"strategy": strategy})
+
+
+def _difference(one: Setting, other: Setting) -> tuple[bool, bool, float]:
+    """The smallest is the most alike."""
+    ratio = one.micro_batch / other.micro_batch
+    return one.recompute != other.recompute, one.strategy != other.strategy, max(ratio, 1 / ratio)
 
 
 def _method(recipe: Recipe, koleo_group_size: int) -> DINOv2:

@@ -216,7 +216,7 @@ class DINOv2(Method):
         torch.clear_autocast_cache()
         return tokens
 
-    def _koleo(self, cls: Float[Tensor, "G B D"], together: Sequence[Float[Tensor, "G B D"]]) -> Float[Tensor, ""]:
+    def _koleo(self, cls: Float[Tensor, "G B D"], together: Sequence[Float[Tensor, "G _ D"]]) -> Float[Tensor, ""]:
         """KoLeo within each view: two views of one sample ought to be close.
 
         `cls` is one part; `together`, it among the other parts of the rank, which carry no gradient.

@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode  # documented by torch, although its module is named so
 from torch.distributed.device_mesh import DeviceMesh
 
-from pathfm.augment.config import NUM_GLOBAL_CROPS, CropsConfig
+from pathfm.augment.apply_on_device import crop_on_device
+from pathfm.augment.config import NUM_GLOBAL_CROPS, Augmentation, CropsConfig
+from pathfm.augment.draw import draw_crops
 from pathfm.augment.masks import MaskPlan, draw_masks
-from pathfm.batch import Batch, normalise_crops
+from pathfm.batch import Batch, Uncropped, normalise_crops
 from pathfm.data.order import BatchPlan
 from pathfm.dist.collect import gather_rows, sum_over_ranks
 from pathfm.dist.env import Ranks
@@ -51,7 +53,7 @@ Recompute = Literal["none", "selective", "blocks"]
 
 _CPU = torch.device("cpu")
 _STEPS_DRAWN = 32  # the one whose fullest part has the most masked patches is rehearsed
-_LOOKED_AHEAD = 16  # samples at once; a forward pass without gradients takes little
+_LOOKED_AHEAD = 32  # samples at once; a forward pass without gradients takes little
 _PARTS_REHEARSED = 2  # the first finds no gradients, the second does, and all others are like the second
 
 
@@ -64,6 +66,11 @@ class Peak:
     @property
     def total_bytes(self) -> int:
         return sum(self.bytes_of.values())
+
+    @property
+    def state_bytes(self) -> int:
+        """Of it what does not depend on the batch, and can be shared out."""
+        return sum(self.bytes_of.get(kind, 0) for kind in (STUDENT, TEACHER, MOMENTS, GRADIENTS))
 
 
 class Rehearsal:
@@ -229,6 +236,30 @@ def fullest_parts(
         others[first : first + together] for first in range(0, len(others), together)
     ]
     return [_shapes(crops, masks, num_samples * len(group), sum(group), feature_width) for group in groups]
+
+
+def cropping_bytes(crops: CropsConfig, augmentation: Augmentation, num_samples: int, tile_px: int = 256) -> int:
+    """The most that is alive while a GPU makes the crops of so many tiles, `tile_px` wide and high.
+
+    A stream of its own does so beside the steps, and keeps what it needed: the steps cannot use it in between.
+    """
+    _crop(_tiles(crops, augmentation, 1, tile_px), crops)  # makes what the code keeps
+    tiles = _tiles(crops, augmentation, num_samples, tile_px)
+    ledger = Ledger(of_shards=SHARDING)
+    with FakeTensorMode(allow_non_fake_inputs=True), ledger:
+        _crop(tiles.with_every_tensor(torch.empty_like), crops)
+    return ledger.peak_bytes
+
+
+def _tiles(crops: CropsConfig, augmentation: Augmentation, num_samples: int, side_px: int) -> Uncropped:
+    plans = draw_crops(augmentation, crops, [(side_px, side_px)] * num_samples, 0, range(num_samples))
+    images = torch.empty(num_samples, side_px, side_px, 3, dtype=torch.uint8)
+    return Uncropped(images, {name: torch.from_numpy(numbers) for name, numbers in vars(plans).items()})
+
+
+def _crop(tiles: Uncropped, crops: CropsConfig) -> None:
+    nothing = torch.empty(0)
+    crop_on_device(Batch(nothing, nothing, nothing, nothing, nothing, nothing, nothing, uncropped=tiles), crops)
 
 
 def _masked_patches(masks: MaskPlan, share: BatchPlan, seed: int, step: int) -> list[int]:
