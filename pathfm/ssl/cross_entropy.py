@@ -19,8 +19,8 @@ from pathfm.models.head import Projection
 
 STUDENT_TEMP = 0.1  # DINO, arXiv 2104.14294, appendix C
 
-# Logits of a chunk, in numbers. A GPU wants large matrix products; a CPU wants memory that it need not map anew.
-_NUMBERS_AT_ONCE = {"cpu": 2**22}
+# Logits of a chunk, in numbers. A GPU wants large matrix products; on a CPU pieces of 32 MiB and more are mapped anew.
+_NUMBERS_AT_ONCE = {"cpu": 7 * 2**20}
 _NUMBERS_AT_ONCE_ELSEWHERE = 2**26
 # Errors are about 1 / K where a prototype is not meant, too small for fp16, of which 64 times as much is in range.
 _FACTOR_OF_ERRORS = {torch.float16: 64.0}
@@ -136,15 +136,17 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 if gradients is not None:
                     gradients.add(chunk.rows, errors.gradient)
         if gradients is not None:
-            ctx.save_for_backward(*gradients.scaled())
+            ctx.save_for_backward(gradients.of_rows, gradients.of_columns)
+            ctx.factors = gradients.factors()
         ctx.mark_non_differentiable(of_rows)
         return (of_rows * weights).sum(), of_rows
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        of_bottleneck, of_prototypes = ctx.saved_tensors
-        return of_bottleneck * grad, of_prototypes * grad, *[None] * 6
+        of_rows, of_columns = ctx.saved_tensors
+        of_row, of_all_columns = ctx.factors
+        return of_rows * (of_row * grad), of_columns * (of_all_columns * grad), *[None] * 6
 
 
 class _Gradients:
@@ -168,6 +170,6 @@ class _Gradients:
         else:
             self.of_columns += errors.T @ weighted
 
-    def scaled(self) -> tuple[Float[Tensor, "N E"], Float[Tensor, "K E"]]:
-        of_rows = self.of_rows * (self.weights / self.factor)[:, None]
-        return of_rows, self.of_columns.mul_(self.largest / self.factor)
+    def factors(self) -> tuple[Float[Tensor, "N 1"], Float[Tensor, ""]]:
+        """That the gradients of rows, and of columns, are still to be multiplied with."""
+        return (self.weights / self.factor)[:, None], self.largest / self.factor
