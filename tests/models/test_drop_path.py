@@ -67,3 +67,17 @@ def test_gradients_flow_through_the_kept_crops_scaled_as_the_output() -> None:
     torch.manual_seed(3)
     added = dropped(torch.zeros(TOKENS, 2), ones, 0.5)
     torch.testing.assert_close(gradient, 1 + 2 * added)
+
+
+def test_gradients_of_a_subset_are_those_of_adding_its_rows_and_the_residual_is_not_kept() -> None:
+    tokens, weight = torch.randn(TOKENS, 3, requires_grad=True), torch.randn(3, 3, requires_grad=True)
+    drawn, upstream, kept = draw(tokens, LAYOUT, 0.4), torch.randn(TOKENS, 3), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.shape) or tensor, lambda t: t):
+        added = add_branch(tokens, LAYOUT, lambda rows, _: rows @ weight, drawn)
+    written_out = tokens + torch.zeros_like(tokens).index_put((drawn.rows,), tokens[drawn.rows] @ weight * drawn.scale)
+    torch.testing.assert_close(added, written_out)
+    inputs = [tokens, weight]
+    torch.testing.assert_close(
+        torch.autograd.grad(added, inputs, upstream), torch.autograd.grad(written_out, inputs, upstream)
+    )
+    assert kept.count((len(drawn.rows), 3)) == 1, "the branch's input, for the gradient of its weight"
