@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from unittest.mock import patch
 
@@ -40,13 +41,16 @@ from pathfm.dist.groups import device_of
 from pathfm.errors import exit_status
 from pathfm.jobs import networks
 from pathfm.jobs.arguments import CONFIGS
+from pathfm.jobs.attention_choice import with_attention
 from pathfm.jobs.training_data import TrainingData
 from pathfm.jobs.training_set import order_of
 from pathfm.lifecycle.host_memory import keep_freed_memory
+from pathfm.lifecycle.run import Run
 from pathfm.recipe import Recipe, find_config, read_recipe
 from pathfm.ssl.dinov2 import DINOv2
 from pathfm.training import step as training_step
 from pathfm.training.plan import TrainingPlan, plan_training
+from pathfm.training.prefetch import made_ready
 from pathfm.training.state import TrainingState
 from pathfm.training.step import build_loss_scale, build_optimizer, compute_dtype, train_step
 from pathfm.training.throughput import Crops, flops_per_sample, peak_flops
@@ -99,16 +103,20 @@ class Bench:
     """A run's state, its batches and a clock."""
 
     def __init__(self, recipe: Recipe, dataset: Dataset, device: torch.device) -> None:
-        self.recipe, self.device = recipe, device
         if device.type == "cpu":
             keep_freed_memory()
-        self.plan = _plan(recipe, dataset)
+        self.device, self.plan = device, _plan(recipe, dataset)
+        with TemporaryDirectory() as nowhere:
+            recipe = with_attention(recipe, self.plan, Run(Path(nowhere)), ALONE, device)
+        self.recipe = recipe
         self.method = networks.method_of(recipe, self.plan.koleo_group_size)
         networks.spread(self.method, recipe, ALONE, device)
         optimizer = build_optimizer(self.method, recipe.optim)
         self.state = TrainingState(self.method, optimizer, build_loss_scale(recipe.train, device))
         self.method.train()
-        self.data = iter(TrainingData(recipe, self.plan, dataset, device).batches(ALONE, 0))
+        self.data = TrainingData(recipe, self.plan, dataset, device)
+        self.loaded = self._loaded()
+        self.ready = made_ready(self.loaded, self._on_device, device)
         self.train = recipe.train.model_copy(update={"log_every_steps": 2**31})  # health is looked at before a report
         self.phases = Phases(device)
 
@@ -117,14 +125,26 @@ class Bench:
         return [self.step() for _ in range(number)]
 
     def step(self) -> list[Batch]:
-        parts = [next(self.data) for _ in range(self.plan.parts)]
-        self.phases.mark("waiting for data")
-        on_device = [part.to(self.device) for part in parts]
+        """As training takes it: copies and crops come from beside the step before, unless phases are looked at."""
+        if self.phases.is_on:
+            loaded = next(self.loaded)
+            self.phases.mark("waiting for data")
+            parts = self._on_device(loaded)
+        else:
+            parts = next(self.ready)
         values = self.plan.schedules.at(self.state.step)
-        train_step(self.state, on_device, values, self.train, self.recipe.optim, ALONE)
+        train_step(self.state, parts, values, self.train, self.recipe.optim, ALONE)
         self.state.meter.clear()
         self.phases.mark("the rest, logging")
-        return on_device
+        return parts
+
+    def _loaded(self) -> Iterator[list[Batch]]:
+        batches = iter(self.data.batches(ALONE, 0))
+        while True:
+            yield [next(batches) for _ in range(self.plan.parts)]
+
+    def _on_device(self, parts: list[Batch]) -> list[Batch]:
+        return [self.data.cropped(part.to(self.device)) for part in parts]
 
     def round(self, number: int, plain: "Plain | None") -> Round:
         peak = self._peak()
