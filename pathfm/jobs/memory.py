@@ -63,7 +63,11 @@ def _proposed(forecast: Forecast, gigabytes: float) -> str:
             f"Nothing fits; the smallest that was tried needs {smallest.needed_bytes / GIB:.1f} GiB "
             f"({smallest.setting.words()}). Take more GPUs, or a smaller network, head or crops."
         )
-    rows = [(f"{one.needed_bytes / GIB:6.2f}", one.setting.words()) for one in proposals]
+    slower = "  (below KoLeo's group: everything is seen twice)"
+    rows = [
+        (f"{one.needed_bytes / GIB:6.2f}", f"{one.setting.words()}{slower if forecast.sees_twice(one.setting) else ''}")
+        for one in proposals
+    ]
     return "\n".join(
         [
             "These fit, the fastest first; none changes what is trained:",

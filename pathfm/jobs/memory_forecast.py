@@ -140,9 +140,15 @@ class Forecast:
                 slowness = Setting(strategy, recompute, 1).slowness
                 of_faster = [one.setting.micro_batch for one in found if one.setting.slowness <= slowness]
                 found += self._largest(strategy, recompute, gigabytes, above=max(of_faster, default=0))
-        found.sort(key=lambda one: one.setting.slowness)
+        found.sort(key=lambda one: (self.sees_twice(one.setting), one.setting.slowness))
         largest = [one.setting.micro_batch for one in found]
         return [one for number, one in enumerate(found) if largest[number] > max(largest[:number], default=0)]
+
+    def sees_twice(self, setting: Setting) -> bool:
+        """Whether the student sees all parts once more, because KoLeo's groups are larger than they are."""
+        is_in_parts = setting.micro_batch < self.rank_batch
+        group = self.plan.koleo_group_size
+        return bool(is_in_parts and self.recipe.dino.koleo_loss_weight and setting.micro_batch % group)
 
     def _strategies(self) -> Sequence[Strategy]:
         if self.gpus == 1:

@@ -106,6 +106,17 @@ def test_what_is_proposed_fits_and_what_is_slower_takes_more_at_once():
         assert Forecast(recipe_of(*proposals[0].setting.words().split())).setting == proposals[0].setting
 
 
+def test_recomputing_comes_before_parts_that_are_smaller_than_koleos_groups():
+    with Forecast(recipe_of("dino.koleo_group_size=8")) as forecast:
+        gigabytes = 0.5 + (forecast.found(forecast.setting).needed_bytes - 1) / GIB
+        in_parts = forecast.found(Setting("ddp", "none", 4))
+        assert in_parts.fits(gigabytes)
+        assert forecast.sees_twice(in_parts.setting)
+        (first,) = forecast.proposals(gigabytes)
+        assert first.setting.micro_batch == 8
+        assert first.setting.recompute != "none"
+
+
 def test_makers_gigabytes_are_not_all_usable():
     assert 78.5 < usable_bytes(80) / GIB < 79.1  # of an H100, torch finds 79.1
     assert usable_bytes(8) / GIB == 7.5
