@@ -3,8 +3,10 @@
 import json
 import os
 import random
+import shutil
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,8 +29,12 @@ SHARDED = ("parallel.strategy=fsdp", "train.precision=bf16", "train.global_batch
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("many_ranks")
+def place(tmp_path_factory, request) -> Iterator[Path]:
+    """For all runs of these tests, which take gigabytes: they go with the last test, unless one failed."""
+    folder = tmp_path_factory.mktemp("many_ranks")
+    yield folder
+    if not request.session.testsfailed:
+        shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="module")

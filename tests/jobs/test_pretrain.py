@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,8 +36,12 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("pretrain")
+def place(tmp_path_factory, request) -> Iterator[Path]:
+    """For all runs of these tests, which take gigabytes: they go with the last test, unless one failed."""
+    folder = tmp_path_factory.mktemp("pretrain")
+    yield folder
+    if not request.session.testsfailed:
+        shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="module")
