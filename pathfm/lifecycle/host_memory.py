@@ -9,7 +9,7 @@ def keep_freed_memory() -> bool:
     """Let the C library keep freed memory for what is allocated next. Returns whether it can (glibc alone does).
 
     By itself it gives large pieces back at once, and the kernel must clear every page when the next step asks for them
-    again: a twentieth of a step of a ViT-S on a CPU (`benchmarks/step.py`). Pieces above 32 MiB are always given back.
+    again (benchmarks/results/step.md). Pieces of 32 MiB and more are always given back.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
