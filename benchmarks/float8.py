@@ -20,14 +20,14 @@ from pathfm.data.pack import PackRequest, pack
 from pathfm.dist.env import ALONE
 from pathfm.errors import exit_status
 from pathfm.files import written_aside
-from pathfm.jobs.networks import method_of, spread
+from pathfm.jobs.networks import fresh_state, method_of
 from pathfm.jobs.training_data import TrainingData
 from pathfm.jobs.training_set import open_training_set
 from pathfm.parallel.float8 import use_float8
 from pathfm.recipe import Recipe, find_config, read_recipe
 from pathfm.training.plan import plan_training
 from pathfm.training.state import TrainingState
-from pathfm.training.step import build_loss_scale, build_optimizer, train_step
+from pathfm.training.step import train_step
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 CPU = torch.device("cpu")
@@ -78,8 +78,7 @@ def state_of(recipe: Recipe, koleo_group_size: int, *, emulate_float8: bool) -> 
     method = method_of(recipe, koleo_group_size)
     if emulate_float8:
         use_float8([*method.student.layers(), *method.teacher.layers()], CPU, emulate=True)
-    spread(method, recipe, ALONE, CPU)
-    return TrainingState(method, build_optimizer(method, recipe.optim), build_loss_scale(recipe.train, CPU))
+    return fresh_state(method, recipe, ALONE, CPU)
 
 
 def table(series: dict[str, Series]) -> str:

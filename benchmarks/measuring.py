@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from pathfm.lifecycle.run import processor
+
 
 def taking_turns(
     contestants: Mapping[str, Callable[[], object]],
@@ -45,9 +47,7 @@ def forget(file: Path) -> None:
 
 def machine(torch: str = "") -> str:
     """Processor, cores and torch (this Python's, unless another is named) of this machine, for the head of a table."""
-    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    model = models[0].partition(":")[2].strip() if models else "unknown processor"
-    return f"{len(os.sched_getaffinity(0))} cores of {model}, torch {torch or version('torch')}"
+    return f"{len(os.sched_getaffinity(0))} cores of {processor()}, torch {torch or version('torch')}"
 
 
 def command() -> str:

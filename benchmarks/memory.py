@@ -24,12 +24,11 @@ from pathfm.dist.env import ALONE
 from pathfm.errors import exit_status
 from pathfm.jobs.arguments import CONFIGS
 from pathfm.jobs.memory_forecast import GIB, Forecast
-from pathfm.jobs.networks import method_of, spread
-from pathfm.jobs.warm_start import freeze_blocks
+from pathfm.jobs.networks import fresh_state, method_of
 from pathfm.recipe import Recipe, read_recipe
 from pathfm.training.plan import TrainingPlan
 from pathfm.training.state import TrainingState
-from pathfm.training.step import build_loss_scale, build_optimizer, train_step
+from pathfm.training.step import train_step
 
 ON_A_CPU = (  # in fp32 where the network is not tiny: a CPU is slow in bf16
     ("vittiny14", "train.batch_size_per_gpu=8"),
@@ -93,10 +92,7 @@ def _prepared(
     recipe: Recipe, parts: Sequence[Batch], plan: TrainingPlan, device: torch.device
 ) -> tuple[TrainingState, list[list[Batch]]]:
     """As training stands before its first step, with this step's batch and the next one's."""
-    method = method_of(recipe, plan.koleo_group_size)
-    freeze_blocks(method.student.backbone, recipe.student.freeze_blocks)
-    spread(method, recipe, ALONE, device)
-    state = TrainingState(method, build_optimizer(method, recipe.optim), build_loss_scale(recipe.train, device))
+    state = fresh_state(method_of(recipe, plan.koleo_group_size), recipe, ALONE, device)
     return state, [[with_contents(part).to(device) for part in parts] for _ in range(2)]
 
 

@@ -6,8 +6,8 @@
 Real tiles, the real loader, the real step. Arithmetic is counted from the crops, the masked patches and the heads of
 the batches that were timed, the teacher's included, what drop path leaves out not. The peak is the GPU's data sheet, or
 on a CPU the rate of a large fp32 matrix product, measured before and after every repeat. `--plain` lets the step of
-`plain.py` take turns with ours, in fp32, and compares their losses. Where the time goes is found in steps of their own,
-in which the host waits for the device at every border.
+`plain.py` take turns with ours, in fp32; that both give the same losses and gradients is a test. Where the time goes
+is found in steps of their own, in which the host waits for the device at every border.
 """
 
 import os
@@ -22,7 +22,6 @@ from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import date
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -39,9 +38,9 @@ from pathfm.data.datasets import Dataset
 from pathfm.dist.env import ALONE
 from pathfm.dist.groups import device_of
 from pathfm.errors import exit_status
-from pathfm.jobs import networks
 from pathfm.jobs.arguments import CONFIGS
 from pathfm.jobs.attention_choice import with_attention
+from pathfm.jobs.networks import fresh_state, method_of
 from pathfm.jobs.training_data import TrainingData
 from pathfm.jobs.training_set import order_of
 from pathfm.lifecycle.host_memory import keep_freed_memory
@@ -51,8 +50,7 @@ from pathfm.ssl.dinov2 import DINOv2
 from pathfm.training import step as training_step
 from pathfm.training.plan import TrainingPlan, plan_training
 from pathfm.training.prefetch import made_ready
-from pathfm.training.state import TrainingState
-from pathfm.training.step import build_loss_scale, build_optimizer, compute_dtype, train_step
+from pathfm.training.step import compute_dtype, train_step
 from pathfm.training.throughput import Crops, flops_per_sample, peak_flops
 
 PHASES = (
@@ -109,10 +107,8 @@ class Bench:
         with TemporaryDirectory() as nowhere:
             recipe = with_attention(recipe, self.plan, Run(Path(nowhere)), ALONE, device)
         self.recipe = recipe
-        self.method = networks.method_of(recipe, self.plan.koleo_group_size)
-        networks.spread(self.method, recipe, ALONE, device)
-        optimizer = build_optimizer(self.method, recipe.optim)
-        self.state = TrainingState(self.method, optimizer, build_loss_scale(recipe.train, device))
+        self.method = method_of(recipe, self.plan.koleo_group_size)
+        self.state = fresh_state(self.method, recipe, ALONE, device)
         self.method.train()
         self.data = TrainingData(recipe, self.plan, dataset, device)
         self.loaded = self._loaded()
@@ -200,7 +196,6 @@ class Plain:
         self.bench, self.method = bench, deepcopy(bench.method)
         trained = [parameter for parameter in self.method.student.parameters() if parameter.requires_grad]
         self.optimizer = AdamW(trained, foreach=False)
-        self.losses: list[float] = []
 
     def steps(self, batches: Sequence[Sequence[Batch]]) -> None:
         values, clip = self.bench.plan.schedules.at(0), self.bench.recipe.optim.clip_grad
@@ -317,13 +312,13 @@ def _plan(recipe: Recipe, dataset: Dataset) -> TrainingPlan:
 
 def _flops_of(recipe: Recipe, method: DINOv2, batch: Batch) -> float:
     """Of a batch as it is: its crops, and the patches that were masked in it."""
-    prefix, asked = 1 + recipe.student.num_register_tokens, len(batch.mask_indices) / batch.num_samples
+    asked = len(batch.mask_indices) / batch.num_samples
 
     def tokens(crops: torch.Tensor) -> int:
-        return prefix + (crops.shape[-1] // recipe.student.patch_size) ** 2
+        return recipe.student.tokens_of(crops.shape[-1])
 
     of_teacher = Crops((tokens(batch.global_crops),) * batch.num_global_crops, asked)
-    local = (tokens(batch.local_crops),) * batch.num_local_crops if batch.num_local_crops else ()
+    local = (tokens(batch.local_crops),) * batch.num_local_crops
     return batch.num_samples * flops_per_sample(method.student, Crops(of_teacher.tokens + local, asked), of_teacher)
 
 
@@ -339,4 +334,4 @@ def _wait_for(device: torch.device) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(exit_status(partial(main)))
+    raise SystemExit(exit_status(main))

@@ -5,7 +5,6 @@ written into the run's directory, and later starts on the same kind of device ta
 """
 
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,11 +18,11 @@ from pathfm.dist.collect import decided_by_first, gather_lists
 from pathfm.dist.env import Ranks
 from pathfm.errors import UserError
 from pathfm.files import write_json
-from pathfm.lifecycle.run import Run, version_of
+from pathfm.lifecycle.run import Run, processor, version_of
 from pathfm.log import get_logger
 from pathfm.models.attention import Backend, Layout, attend, candidates, check_backend, what_stops
 from pathfm.models.build import SIZES, drop_path_rates
-from pathfm.models.drop_path import SUBSET_ABOVE_RATE
+from pathfm.models.drop_path import share_computed
 from pathfm.recipe import Recipe
 from pathfm.training.plan import TrainingPlan
 from pathfm.training.step import compute_dtype
@@ -88,11 +87,9 @@ def work_of(recipe: Recipe, num_samples: int, device: torch.device) -> Work:
     student, crops = recipe.student, recipe.crops
     size = SIZES[student.arch]
     rate = statistics.mean(drop_path_rates(student, size.depth))
-    kept = 1 - rate if rate > SUBSET_ABOVE_RATE else 1
 
     def group(number: int, side: int) -> tuple[int, int]:
-        tokens = 1 + student.num_register_tokens + (side // student.patch_size) ** 2
-        return max(1, int(number * num_samples * kept)), tokens
+        return max(1, int(number * num_samples * share_computed(rate))), student.tokens_of(side)
 
     groups = [group(2, crops.global_crops_size)]
     if crops.local_crops_number:
@@ -160,10 +157,7 @@ def name_of(device: torch.device) -> str:
     """Of a GPU, or the processor."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    about = Path("/proc/cpuinfo")
-    lines = about.read_text().splitlines() if about.is_file() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.machine()
+    return processor()
 
 
 def _choose(path: Path, place: Place, working: Sequence[Backend], work: Work, timed: Timer) -> Backend:

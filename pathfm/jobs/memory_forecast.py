@@ -12,10 +12,8 @@ from pathfm.batch import Batch
 from pathfm.data.order import BatchPlan
 from pathfm.errors import UserError
 from pathfm.jobs.networks import method_of
-from pathfm.jobs.warm_start import freeze_blocks
 from pathfm.parallel.config import ParallelConfig, shard_size
 from pathfm.recipe import Recipe
-from pathfm.ssl.dinov2 import DINOv2
 from pathfm.training.memory import Peak, Recompute, Rehearsal, cropping_bytes, fullest_parts
 from pathfm.training.plan import TrainingPlan, plan_training
 
@@ -211,7 +209,7 @@ class Forecast:
             self._stack.close()
             recipe = self.recipe
             rehearsal = Rehearsal(
-                partial(_method, recipe, self.plan.koleo_group_size),
+                partial(method_of, recipe, self.plan.koleo_group_size),
                 self._parallel(strategy),
                 recipe.train,
                 recipe.optim,
@@ -230,9 +228,3 @@ def _difference(one: Setting, other: Setting) -> tuple[bool, bool, float]:
     """The smallest is the most alike."""
     ratio = one.micro_batch / other.micro_batch
     return one.recompute != other.recompute, one.strategy != other.strategy, max(ratio, 1 / ratio)
-
-
-def _method(recipe: Recipe, koleo_group_size: int) -> DINOv2:
-    method = method_of(recipe, koleo_group_size)
-    freeze_blocks(method.student.backbone, recipe.student.freeze_blocks)
-    return method

@@ -7,20 +7,18 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from pathfm.checkpoint.saver import Saver
 from pathfm.checkpoint.store import Store
 from pathfm.data.config import CorruptPolicy
 from pathfm.dist.agreement import Agreement
 from pathfm.dist.collect import agree_any
-from pathfm.dist.env import Ranks, ranks_from_environment
+from pathfm.dist.env import ranks_from_environment
 from pathfm.dist.groups import Team, demand_same_numbers, device_of, joined
 from pathfm.errors import EXIT_INTERRUPTED, UserError
 from pathfm.jobs.arguments import CONFIGS, parse_with_overrides
 from pathfm.jobs.attention_choice import with_attention
 from pathfm.jobs.examination.ranks import examine
-from pathfm.jobs.networks import method_of, spread
+from pathfm.jobs.networks import fresh_state, method_of
 from pathfm.jobs.run_reports import (
     Quarantine,
     accidents_of,
@@ -36,7 +34,7 @@ from pathfm.jobs.token_pictures import token_painter
 from pathfm.jobs.training_data import TrainingData, usage_of
 from pathfm.jobs.training_set import open_training_set, order_of
 from pathfm.jobs.tuning import tuner_of
-from pathfm.jobs.warm_start import freeze_blocks, start_from_weights
+from pathfm.jobs.warm_start import start_from_weights
 from pathfm.lifecycle.host_memory import keep_freed_memory
 from pathfm.lifecycle.run import Run
 from pathfm.lifecycle.signals import noted, seconds_since_noted
@@ -45,9 +43,7 @@ from pathfm.recipe import Recipe, find_config, read_recipe
 from pathfm.track.console import Console
 from pathfm.training.loop import Loop, Surroundings
 from pathfm.training.online import Online
-from pathfm.training.plan import TrainingPlan, plan_training
-from pathfm.training.state import TrainingState
-from pathfm.training.step import build_loss_scale, build_optimizer
+from pathfm.training.plan import plan_training
 
 _log = get_logger(__name__)
 _GRACE_FOR_REPORTS_S = 5.0  # of a process that was told to leave; the next one tells W&B the rest
@@ -99,7 +95,10 @@ def pretrain(recipe: Recipe, run: Run, team: Team) -> int:
     data = TrainingData(recipe, plan, dataset, device)
     tuner = tuner_of(recipe, ranks, device)
     store = Store(run.checkpoints, recipe.checkpoint)
-    state = _fresh_state(recipe, plan, ranks, device, run, begun=bool(store.paths()))
+    method = method_of(recipe, plan.koleo_group_size)
+    if recipe.student.pretrained_weights and not store.paths():  # a checkpoint would replace them
+        start_from_weights(method, recipe, run, first=ranks.is_first)
+    state = fresh_state(method, recipe, ranks, device)
     networks = {"teacher": state.method.teacher, "student": state.method.student}
     resume(state, store, run, ranks)
     if ranks.is_first:
@@ -141,15 +140,3 @@ def pretrain(recipe: Recipe, run: Run, team: Team) -> int:
     if agree_any(not complete):
         return 1
     return EXIT_INTERRUPTED if verdict == "interrupted" else 0
-
-
-def _fresh_state(
-    recipe: Recipe, plan: TrainingPlan, ranks: Ranks, device: torch.device, run: Run, *, begun: bool
-) -> TrainingState:
-    """`begun`: a checkpoint will be taken up, so that no weights are read that it replaces."""
-    method = method_of(recipe, plan.koleo_group_size)
-    if recipe.student.pretrained_weights and not begun:
-        start_from_weights(method, recipe, run, first=ranks.is_first)
-    freeze_blocks(method.student.backbone, recipe.student.freeze_blocks)
-    spread(method, recipe, ranks, device)
-    return TrainingState(method, build_optimizer(method, recipe.optim), build_loss_scale(recipe.train, device))

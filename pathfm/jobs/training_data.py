@@ -103,15 +103,11 @@ class TrainingData:
 def usage_of(recipe: Recipe, method: Method, ranks: Ranks, device: torch.device) -> Usage:
     """What a run's samples take of the GPUs."""
     student, crops, ibot = recipe.student, recipe.crops, recipe.ibot
-    prefix = 1 + student.num_register_tokens
-    in_global, in_local = (
-        (side // student.patch_size) ** 2 for side in (crops.global_crops_size, crops.local_crops_size)
-    )
-    masked = (
-        2 * in_global * ibot.mask_sample_probability * sum(ibot.mask_ratio_min_max) / 2 if ibot.loss_weight else 0.0
-    )
-    of_teacher = Crops((prefix + in_global,) * 2, masked)
-    of_student = Crops(of_teacher.tokens + (prefix + in_local,) * crops.local_crops_number, masked)
+    in_global, in_local = (student.tokens_of(side) for side in (crops.global_crops_size, crops.local_crops_size))
+    patches = in_global - 1 - student.num_register_tokens
+    masked = 2 * patches * ibot.mask_sample_probability * sum(ibot.mask_ratio_min_max) / 2 if ibot.loss_weight else 0.0
+    of_teacher = Crops((in_global,) * 2, masked)
+    of_student = Crops(of_teacher.tokens + (in_local,) * crops.local_crops_number, masked)
     peak = peak_flops(device, compute_dtype(recipe.train))
     flops = flops_per_sample(method.student, of_student, of_teacher)
     return Usage(device, flops, peak * ranks.world_size if peak else None)

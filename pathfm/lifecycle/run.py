@@ -205,6 +205,14 @@ def version_of(package: str) -> str | None:
         return None
 
 
+def processor() -> str:
+    """The model of this machine's, or its architecture where the system does not tell."""
+    about = Path("/proc/cpuinfo")
+    lines = about.read_text().splitlines() if about.is_file() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.machine()
+
+
 def _stays(entry: Path) -> bool:
     return entry.name in _STAY or entry.name.startswith("earlier_")
 

@@ -37,6 +37,10 @@ class StudentConfig(Section):
     attention: AttentionChoice = "auto"  # a run takes the fastest that works on its device, measured at its first start
     block_chunks: Annotated[int, Field(ge=0)] = 0  # accepted from old recipes: models here are never chunked
 
+    def tokens_of(self, side: int) -> int:
+        """Of a crop so many px, or patch features, wide and high: class token, registers, patches."""
+        return 1 + self.num_register_tokens + (side // self.patch_size) ** 2
+
     @field_validator("pretrained_weights")
     @classmethod
     def _none_is_empty(cls, path: str | None) -> str | None:

@@ -50,11 +50,18 @@ class Errors(NamedTuple):
 ErrorsOf = Callable[[Tensor, Tensor, float], Errors]
 
 
+def errors_of_chunk(logits: Float[Tensor, "n K"], targets: Float[Tensor, "n K"], temp: float) -> Errors:
+    """Elementwise work on one chunk, in fp32. Targets need not sum to 1: those of several pairs may be added up."""
+    log_probs = functional.log_softmax(logits.float() / temp, dim=-1)
+    found = -(targets * log_probs).sum(-1)
+    return Errors(found, log_probs.exp_().mul_(targets.sum(-1, keepdim=True)).sub_(targets))
+
+
 def cross_entropy(
     student: Projection,
     weights: Float[Tensor, " N"],
     chunks: Iterable[Chunk],
-    errors_of: ErrorsOf | None = None,
+    errors_of: ErrorsOf = errors_of_chunk,
     temp: float = STUDENT_TEMP,
 ) -> CrossEntropy:
     """sum over rows of weights[n] * H(targets[n], softmax(student.logits()[n] / temp)), with its gradient.
@@ -67,19 +74,12 @@ def cross_entropy(
         student.prototypes,
         weights,
         chunks,
-        errors_of or errors_of_chunk,
+        errors_of,
         temp,
         _compute_dtype(student.bottleneck),
         torch.is_grad_enabled(),
     )
     return CrossEntropy(total, of_rows)
-
-
-def errors_of_chunk(logits: Float[Tensor, "n K"], targets: Float[Tensor, "n K"], temp: float) -> Errors:
-    """Elementwise work on one chunk, in fp32. Targets need not sum to 1: those of several pairs may be added up."""
-    log_probs = functional.log_softmax(logits.float() / temp, dim=-1)
-    found = -(targets * log_probs).sum(-1)
-    return Errors(found, log_probs.exp_().mul_(targets.sum(-1, keepdim=True)).sub_(targets))
 
 
 def rows_at_once(num_prototypes: int, device: torch.device) -> int:

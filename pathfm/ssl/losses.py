@@ -15,7 +15,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from pathfm.models.head import Projection
-from pathfm.ssl.cross_entropy import STUDENT_TEMP, Chunk, ErrorsOf, cross_entropy, rows_at_once, slices_of
+from pathfm.ssl.cross_entropy import (
+    STUDENT_TEMP,
+    Chunk,
+    ErrorsOf,
+    cross_entropy,
+    errors_of_chunk,
+    rows_at_once,
+    slices_of,
+)
 from pathfm.ssl.targets import Asked
 
 
@@ -31,7 +39,7 @@ def dino_loss(
     student: Projection,
     asked: Asked,
     num_samples: int,
-    errors_of: ErrorsOf | None = None,
+    errors_of: ErrorsOf = errors_of_chunk,
     student_temp: float = STUDENT_TEMP,
 ) -> DinoLoss:
     """Cross-entropy of student views against teacher views of the same sample (DINO, arXiv 2104.14294, eq. 3).
@@ -51,10 +59,9 @@ def dino_loss(
 def _chunks_of_samples(asked: Asked, num_samples: int, views: int, device: torch.device) -> Iterator[Chunk]:
     """All views of a few samples at a time: what the teacher says of them is made once for all."""
     teacher_views = len(asked) // num_samples
+    first_of_views = num_samples * torch.arange(views, device=device)[:, None]
     for samples in slices_of(num_samples, max(1, rows_at_once(asked.num_prototypes, device) // views)):
-        rows = torch.arange(samples.start, samples.stop, device=device) + num_samples * torch.arange(
-            views, device=device
-        ).unsqueeze(1)
+        rows = first_of_views + torch.arange(samples.start, samples.stop, device=device)
         yield Chunk(rows.flatten(), partial(_asked_of_views, asked, rows[:teacher_views], views))
 
 
@@ -70,7 +77,7 @@ def ibot_loss(
     asked: Asked,
     mask_weights: Float[Tensor, " M"],
     num_crops: int,
-    errors_of: ErrorsOf | None = None,
+    errors_of: ErrorsOf = errors_of_chunk,
     student_temp: float = STUDENT_TEMP,
 ) -> Float[Tensor, ""]:
     """Cross-entropy at masked patches, student (masked) against teacher (not masked) (iBOT, arXiv 2111.07832, eq. 2).
