@@ -36,7 +36,7 @@ from torch.optim import AdamW
 from pathfm.batch import Batch
 from pathfm.data.datasets import Dataset
 from pathfm.dist.env import ALONE
-from pathfm.dist.groups import device_of
+from pathfm.dist.groups import demand_same_numbers, device_of
 from pathfm.errors import exit_status
 from pathfm.jobs.arguments import CONFIGS
 from pathfm.jobs.attention_choice import with_attention
@@ -77,6 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     recipe = read_recipe(find_config(arguments.recipe, CONFIGS), arguments.overrides).recipe
     dataset = packed(arguments.data, arguments.work, copies=40)
     device = device_of(ALONE, recipe.train.device)
+    demand_same_numbers(device, recipe.train.deterministic)
     bench = Bench(recipe, dataset, device)
     bench.steps(arguments.warm_up)
     plain = Plain(bench) if arguments.plain else None
